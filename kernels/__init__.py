@@ -1,0 +1,1 @@
+"""Operations that two papers or more share; one room each."""

@@ -1,0 +1,1 @@
+"""One room for each reproduced paper; a paper never imports another paper."""

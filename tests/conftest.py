@@ -1,0 +1,78 @@
+"""Set before anything is imported: kernels are interpreted, one thread for each worker, figures without a screen."""
+
+import os
+
+os.environ.setdefault("TRITON_INTERPRET", "1")
+os.environ.setdefault("MPLBACKEND", "agg")
+for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+
+import collections
+
+import hypothesis
+import pytest
+
+hypothesis.settings.register_profile("house", deadline=None, max_examples=30, derandomize=True, print_blob=True)
+hypothesis.settings.load_profile("house")
+
+PAPER_LIMIT = 60.0
+"""Core-seconds that all tests of one paper may take together; 40 is what the plan for eighty papers allows."""
+
+
+def pytest_collection_modifyitems(items):
+    """Name the paper or operation that a test belongs to: its group for the workers, its line in the summary."""
+    for item in items:
+        values = getattr(item, "callspec", None)
+        slug = values.params.get("slug") if values else None
+        operation = values.params.get("operation") if values else None
+        folder, name = item.path.parent.name, item.path.stem.removeprefix("test_")
+        if folder == "papers":
+            slug = slug or next((mark.args[0] for mark in item.iter_markers("xdist_group")), name)
+        if slug:
+            item.add_marker(pytest.mark.xdist_group(slug))
+        owner = f"paper {slug}" if slug else f"operation {operation.id}" if operation else f"{folder} {name}"
+        item.user_properties.append(("owner", owner))
+
+
+def pytest_terminal_summary(terminalreporter):
+    seconds = _seconds(terminalreporter)
+    if sum(seconds.values()) < 20:
+        return
+    terminalreporter.section("core-seconds by paper and operation")
+    for owner, value in sorted(seconds.items()):
+        terminalreporter.write_line(f"{value:7.1f}  {owner}")
+    papers = [value for owner, value in seconds.items() if owner.startswith("paper ")]
+    if papers:
+        rest = sum(seconds.values()) - sum(papers)
+        whole = (82 * sum(papers) / len(papers) + rest) / 2 / 60
+        terminalreporter.write_line(f"projected to 82 papers like these on 2 cores: {whole:.0f} min (limit 40)")
+
+
+def pytest_sessionfinish(session, exitstatus):
+    """A paper over its limit fails the run, with its name."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is None or session.config.getoption("markexpr") != "not slow and not gpu":
+        return
+    over = {o: round(v) for o, v in _seconds(reporter).items() if o.startswith("paper ") and v > PAPER_LIMIT}
+    if over and exitstatus == 0:
+        reporter.write_line(f"over {PAPER_LIMIT:.0f} s: {over}", red=True)
+        session.exitstatus = 1
+
+
+def _seconds(reporter):
+    """{owner: seconds} over all phases of all tests; set-up, call and tear-down are reports of their own."""
+    seconds = collections.Counter()
+    for report in (each for reports in reporter.stats.values() for each in reports):
+        owner = dict(getattr(report, "user_properties", ())).get("owner")
+        if owner and hasattr(report, "duration"):
+            seconds[owner] += report.duration
+    return seconds
+
+
+@pytest.fixture(scope="session")
+def compiler():
+    """Compiles Triton kernels for absent GPUs, in a process that does not interpret."""
+    from common.ahead_of_time import Compiler
+
+    with Compiler() as found:
+        yield found
