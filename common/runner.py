@@ -218,7 +218,7 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def from_plain(value: Any) -> Value | None:
+def from_plain(value: Any) -> Any:
     """A claim's value as it was before :func:`plain`."""
     return NotRun(value["not_run"], value["busy"]) if isinstance(value, dict) and "not_run" in value else value
 

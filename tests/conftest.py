@@ -23,14 +23,16 @@ def pytest_collection_modifyitems(items):
     """Name the paper or operation that a test belongs to: its group for the workers, its line in the summary."""
     for item in items:
         values = getattr(item, "callspec", None)
+        # An empty parametrisation carries a placeholder instead of a value.
         slug = values.params.get("slug") if values else None
-        operation = values.params.get("operation") if values else None
+        slug = slug if isinstance(slug, str) else None
+        operation = getattr(values.params.get("operation"), "id", None) if values else None
         folder, name = item.path.parent.name, item.path.stem.removeprefix("test_")
         if folder == "papers":
             slug = slug or next((mark.args[0] for mark in item.iter_markers("xdist_group")), name)
         if slug:
             item.add_marker(pytest.mark.xdist_group(slug))
-        owner = f"paper {slug}" if slug else f"operation {operation.id}" if operation else f"{folder} {name}"
+        owner = f"paper {slug}" if slug else f"operation {operation}" if operation else f"{folder} {name}"
         item.user_properties.append(("owner", owner))
 
 
@@ -51,7 +53,11 @@ def pytest_terminal_summary(terminalreporter):
 def pytest_sessionfinish(session, exitstatus):
     """A paper over its limit fails the run, with its name."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
-    if reporter is None or session.config.getoption("markexpr") != "not slow and not gpu":
+    if (
+        reporter is None
+        or hasattr(session.config, "workerinput")
+        or session.config.getoption("markexpr") != "not slow and not gpu"
+    ):
         return
     over = {o: round(v) for o, v in _seconds(reporter).items() if o.startswith("paper ") and v > PAPER_LIMIT}
     if over and exitstatus == 0:
