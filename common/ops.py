@@ -31,7 +31,8 @@ _ARRAYS = {("torch", "Tensor"): "torch", ("jaxlib", "ArrayImpl"): "jax", ("jax",
 _framework_of_type: dict[type, str | None] = {}
 
 
-class Case(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Case:
     """One input of an operation, for its tests and benchmarks.
 
     ``make(rng)`` returns the keyword arguments: arrays as NumPy (floats in float64, drawn once for all backends),
@@ -41,7 +42,7 @@ class Case(NamedTuple):
 
     id: str
     make: Callable[[np.random.Generator], dict[str, Any]]
-    tolerance: Mapping[str, float] = {"float64": 1e-9, "float32": 1e-5}
+    tolerance: Mapping[str, float] = field(default_factory=lambda: {"float64": 1e-9, "float32": 1e-5})
     why: str = ""
     backends: tuple[str, ...] | None = None
     large: bool = False

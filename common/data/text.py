@@ -50,14 +50,14 @@ def king_james() -> Text:
         content = lzma.decompress(found.path.read_bytes())
     except lzma.LZMAError as error:
         raise UserError(f"{found.path} is no whole xz file ({error}); replace or remove it") from error
-    books = {
-        book[2 : book.index(b"\n")].decode(): book for book in re.split(rb"^(?== .*\n)", content, flags=re.MULTILINE) if book
-    }
-    if missing := [name for name in HELD_OUT if name not in books]:
+    # What precedes the first heading counts as a book of its own, so that no byte of an own copy is lost.
+    books = re.split(rb"^(?== .*\n)", content, flags=re.MULTILINE)
+    names = [book.partition(b"\n")[0].removeprefix(b"= ").decode(errors="replace") for book in books]
+    if missing := [name for name in HELD_OUT if name not in names]:
         raise UserError(f"{found.path} has no book {missing[0]!r} ('= {missing[0]}' on a line), which is to be held out")
 
     def joined(held_out: bool) -> np.ndarray:
-        return _bytes(b"".join(book for name, book in books.items() if (name in HELD_OUT) == held_out))
+        return _bytes(b"".join(book for name, book in zip(names, books, strict=True) if (name in HELD_OUT) == held_out))
 
     return Text(_bytes(content), joined(False), joined(True), found.source, found.sha256)
 

@@ -35,9 +35,10 @@ def train(
         batch_at: the batch of a step, a NumPy array or a tuple of them.
         schedule: factor on the optimizer's updates, and so on its learning rate, at a step.
         checkpoint: state is saved there every ``every`` steps and at the end; a training that was cut short goes on from
-            there, and ends as if it had not been.
+            there, and ends as if it had not been, random numbers of the model's own ``nnx.Rngs`` included.
         track: wraps the steps for a progress bar, as :meth:`common.runner.Run.track` does.
     """
+    model.train()
     graph, parameters, rest = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
 
     @jax.jit
@@ -67,7 +68,10 @@ def train(
 
 def evaluate(model: nnx.Module, batches: Iterable[Any], loss: Callable[[Any, Any], Array] | None = None) -> float:
     """Mean of the loss over all rows of the batches; by default :func:`next_token_loss`, in nats for each token."""
-    graph, state = nnx.split(model)
+    # The twin shares the arrays but has its own mode, so the model's stays as it was.
+    twin = nnx.merge(*nnx.split(model))
+    twin.eval()
+    graph, state = nnx.split(twin)
     value = jax.jit(lambda state, batch: (loss or next_token_loss)(nnx.merge(graph, state), batch))
     total, rows = 0.0, 0
     for batch in batches:
@@ -102,7 +106,14 @@ class _State(NamedTuple):
 
 
 def _flat(state: _State) -> dict[str, np.ndarray]:
-    return {jax.tree_util.keystr(path): np.array(leaf) for path, leaf in jax.tree.leaves_with_path(state)}
+    return {
+        jax.tree_util.keystr(path): np.array(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+        for path, leaf in jax.tree.leaves_with_path(state)
+    }
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _restore(checkpoint: Store | None, state: _State) -> tuple[_State, list[float], float]:
@@ -112,6 +123,9 @@ def _restore(checkpoint: Store | None, state: _State) -> tuple[_State, list[floa
     arrays, meta = saved
 
     def leaf(path: Any, fresh: Array) -> Array:
-        return jnp.asarray(arrays[jax.tree_util.keystr(path)], fresh.dtype).reshape(fresh.shape)
+        array = arrays[jax.tree_util.keystr(path)]
+        if _is_key(fresh):
+            return jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(fresh))
+        return jnp.asarray(array, fresh.dtype)
 
     return jax.tree.map_with_path(leaf, state), arrays["losses"].tolist(), meta["seconds"]

@@ -35,7 +35,8 @@ def train(
         batch_at: the batch of a step, a NumPy array or a tuple of them; it comes to ``loss`` as tensors.
         schedule: factor on the optimizer's learning rates at a step.
         checkpoint: state is saved there every ``every`` steps and at the end; a training that was cut short goes on from
-            there, and ends as if it had not been. Optimizers whose state is tensors and numbers can be saved.
+            there, and ends as if it had not been, random numbers of the CPU's default generator included. Optimizers whose
+            state is tensors and numbers can be saved.
         track: wraps the steps for a progress bar, as :meth:`common.runner.Run.track` does.
     """
     rates = [group.setdefault("initial_lr", group["lr"]) for group in optimizer.param_groups]
@@ -88,7 +89,7 @@ def adamw(
 
 def _save(checkpoint: Store, model: nn.Module, optimizer: torch.optim.Optimizer, losses: list[float], seconds: float) -> None:
     arrays = {f"model.{name}": array_of(tensor) for name, tensor in model.state_dict().items()}
-    arrays["losses"] = np.array(losses)
+    arrays |= {"losses": np.array(losses), "random": array_of(torch.get_rng_state())}
     numbers: dict[str, float] = {}
     for index, state in optimizer.state_dict()["state"].items():
         for key, value in state.items():
@@ -116,6 +117,7 @@ def _restore(checkpoint: Store | None, model: nn.Module, optimizer: torch.optim.
             state.setdefault(int(index), {})[key] = value
     # Hyperparameters are the caller's; what was saved is what the steps have gathered.
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    torch.set_rng_state(tensors["random"])
     return arrays["losses"].tolist(), meta["seconds"]
 
 

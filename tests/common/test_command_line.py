@@ -159,6 +159,7 @@ def test_output_folder_that_cannot_be_written(toy, tmp_path, capsys, monkeypatch
 def test_record_then_regression(toy, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(runner, "revision", lambda: {"commit": "abc", "changed": []})
     monkeypatch.setattr(command_line, "machine_to_itself", _alone)
+    monkeypatch.setattr(runner.meter, "BUSY_CORES", 1000)  # the other test workers are at work meanwhile
     assert _run("preset=smoke", "--record", "--controls") == 0
     whole = json.loads((toy / "recorded.json").read_text())
     assert whole["smoke"]["claims"]["walk"] == {"value": 1.0, "verdict": "agrees at reduced scale"}

@@ -112,7 +112,7 @@ def test_softmax_attention_is_its_definition():
 @ALL
 def test_decoding_with_a_cache_is_the_full_pass(architecture):
     some = tokens()
-    pieces = [some[:, :5], some[:, 5:6], some[:, 6:9], some[:, 9:]]
+    pieces = [some[:, :5], some[:, 5:6], some[:, 6:7], some[:, 7:]]
     model = torch_model(architecture)
     with torch.no_grad():
         full, cache, logits = model(torch.from_numpy(some)), model.empty_cache(2), []
