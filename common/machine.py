@@ -34,6 +34,12 @@ def machine() -> dict[str, Any]:
     }
 
 
+def interpret_triton_without_gpu() -> None:
+    """Have Triton kernels interpreted on a machine without a GPU; call it before triton is imported."""
+    if not any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")):
+        os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
 def gpu() -> str | None:
     """The name of the first GPU that torch sees, or None."""
     import torch
