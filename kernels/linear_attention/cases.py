@@ -75,7 +75,7 @@ CASES = {
             _sequence(100, 32, 16, [0.5, 0.1], state=True, return_state=True, block=64),
             {"float16": 2e-3},
             why=HALF,
-            backends=("torch", "triton"),
+            backends=("torch",),
         ),
         *(_large(n) for n in (2048, 4096, 8192, 16384)),
     ],

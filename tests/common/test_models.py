@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from common.agreement import assert_trees_agree, relative_error
 from common.architecture import Transformer
-from common.models import transformer_jax, transformer_torch, weights
+from common.models import rotary_table, transformer_jax, transformer_torch, weights
 
 torch.set_num_threads(1)
 
@@ -107,6 +107,17 @@ def test_softmax_attention_is_its_definition():
     assert error(transformer_torch.softmax_attention(*map(torch.from_numpy, (q, k, v)), 0, start=3), wanted) < 1e-12
     with jax.enable_x64(True):
         assert error(transformer_jax.softmax_attention(*map(jnp.asarray, (q, k, v)), 0, start=3), wanted) < 1e-12
+
+
+def test_rotation_depends_on_the_distance_alone():
+    table = torch.from_numpy(rotary_table(30, 8))
+    assert error(table[0, 7, 2], np.cos(7 * 10000 ** (-4 / 8))) < 1e-15
+    q, k = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 1, 1, 1, 8)))
+
+    def score(i, j):
+        return (transformer_torch._rotate(q, table[:, i : i + 1]) * transformer_torch._rotate(k, table[:, j : j + 1])).sum()
+
+    assert error(score(29, 21), score(12, 4)) < 1e-12 and error(score(29, 21), score(12, 5)) > 0.01
 
 
 @ALL

@@ -68,15 +68,25 @@ def test_an_own_copy_is_used_and_named(own):
     assert bible.train.tobytes() == b"= Genesis\n\nA verse.\n"
 
 
+def test_no_byte_of_an_own_copy_is_lost(own):
+    """Neither a preface nor the second of two books with one name."""
+    names = ("Genesis", "Genesis", *text.HELD_OUT)
+    own.write_bytes(lzma.compress(b"A preface.\n\n" + b"".join(b"= %s\n\nA verse.\n" % name.encode() for name in names)))
+    bible = text.king_james()
+    assert len(bible.train) + len(bible.held_out) == len(bible.whole)
+    assert bible.train.tobytes() == b"A preface.\n\n" + 2 * b"= Genesis\n\nA verse.\n"
+
+
 def test_a_folder_without_the_file_leaves_the_embedded_one(own):
     own.unlink()
     assert text.king_james().source.startswith("embedded")
 
 
 def test_bad_own_copies_are_refused_in_one_sentence(own, monkeypatch):
-    own.write_bytes(lzma.compress(b"= Genesis\n\nA verse.\n"))
-    with pytest.raises(UserError, match="has no book 'Ruth'"):
-        text.king_james()
+    for content in (b"= Genesis\n\nA verse.\n", b"hello", b"= G\xe9n\xe8se\n"):
+        own.write_bytes(lzma.compress(content))
+        with pytest.raises(UserError, match="has no book 'Ruth'"):
+            text.king_james()
     own.write_bytes(FILE.read_bytes()[:5000])
     with pytest.raises(UserError, match="is no whole xz file"):
         text.king_james()

@@ -22,6 +22,11 @@ torch.set_num_threads(1)
 TINY = Transformer(width=16, depth=1, heads=2, kv_heads=1, head_dim=8, hidden=24, context=12, vocabulary=16)
 TEXT = np.random.default_rng(0).integers(0, 16, 50).astype(np.uint8)
 AT = batches(TEXT, 4, 12, seed=0)
+SOME = np.random.default_rng(0).standard_normal((8, 3)).astype(np.float32)
+
+
+def square(model, batch):
+    return (model(batch) ** 2).mean()
 
 
 class Memory:
@@ -158,11 +163,41 @@ def test_evaluation_is_the_mean_over_all_rows(framework):
     assert ragged == pytest.approx(some.evaluate(windows(TEXT, 4, 12)), rel=1e-6)
 
 
-def test_evaluation_leaves_the_mode_as_it_was():
+def noisy_torch(steps, checkpoint):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Dropout(0.5)).eval()
+    sgd = torch.optim.SGD(model.parameters(), 0.0)
+    return torch_loop.train(model, square, lambda step: SOME, sgd, steps, checkpoint=checkpoint).losses
+
+
+def noisy_jax(steps, checkpoint):
+    rngs = nnx.Rngs(0)
+    model = nnx.Sequential(nnx.Linear(3, 3, rngs=rngs), nnx.Dropout(0.5, rngs=rngs))
+    model.eval()
+    return jax_loop.train(model, square, lambda step: SOME, optax.sgd(0.0), steps, checkpoint=checkpoint).losses
+
+
+@pytest.mark.parametrize("train", [noisy_torch, noisy_jax])
+def test_random_numbers_go_on_after_a_resumption(train, tmp_path):
+    """At rate 0 the steps differ by their dropout alone; training switches it on."""
+    whole = train(4, None)
+    checkpoint = Checkpoint(tmp_path / "noisy.safetensors")
+    train(2, checkpoint)
+    assert np.array_equal(train(4, checkpoint), whole) and len(set(whole)) == 4
+
+
+def test_evaluation_of_flax_is_without_noise_and_leaves_the_mode_as_it_was():
+    model = nnx.Sequential(nnx.Dropout(0.5, rngs=nnx.Rngs(0)))
+    assert jax_loop.evaluate(model, [SOME], square) == pytest.approx((SOME**2).mean())
+    assert not model.layers[0].deterministic
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_evaluation_leaves_the_mode_as_it_was(training):
     some = Torch()
-    some.model.eval()
+    some.model.train(training)
     some.evaluate(windows(TEXT, 4, 12))
-    assert not some.model.training
+    assert some.model.training is training
 
 
 def test_any_optimizer_and_a_tuple_of_arrays():
@@ -191,8 +226,7 @@ def test_statistics_of_a_forward_pass_are_carried_on():
             return self.norm(x)
 
     model = Normed()
-    some = 5 + np.random.default_rng(0).standard_normal((8, 3)).astype(np.float32)
-    jax_loop.train(model, lambda m, x: (m(x) ** 2).mean(), lambda step: some, optax.sgd(0.1), 3)
+    jax_loop.train(model, square, lambda step: 5 + SOME, optax.sgd(0.1), 3)
     assert (np.asarray(model.norm.mean[...]) > 0.1).all()
 
 
