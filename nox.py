@@ -188,6 +188,20 @@ def bench(session: nox.Session) -> None:
     run(session, "-m", "common.bench", *session.posargs)
 
 
+@nox.session(name="new-paper")
+def new_paper(session: nox.Session) -> None:
+    """Write a room, a notebook and a test file for a new paper: `-- <slug>`."""
+    environment(session, "core")
+    run(session, "-m", "common.new_paper", *session.posargs)
+
+
+@nox.session
+def report(session: nox.Session) -> None:
+    """Write the page of all results, outputs/report/index.html; `-- --readme` also refreshes the README tables."""
+    environment(session, "core")
+    run(session, "-m", "common.report", *session.posargs)
+
+
 @nox.session
 def lab(session: nox.Session) -> None:
     """Open the notebooks in JupyterLab."""

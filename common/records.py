@@ -121,4 +121,6 @@ def show(value: Any) -> str:
         return ", ".join(f"{name}: {show(each)}" for name, each in value.items())
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return f"{value:.10g}" if isinstance(value, int) or abs(value) >= 1e4 else f"{value:.4g}"
+    if isinstance(value, int):
+        return str(value)
+    return f"{value:.6g}" if abs(value) >= 1 else f"{value:.3g}"

@@ -63,10 +63,15 @@ class Run:
 
     def track(self, items: Iterable[T], label: str) -> Iterator[T]:
         """The items, with a progress bar."""
+        if self.quiet or not sys.stderr.isatty():
+            if not self.quiet:
+                print(f"{self.slug}: {label}", file=sys.stderr, flush=True)
+            yield from items
+            return
         from rich.console import Console
         from rich.progress import track
 
-        yield from track(items, f"{self.slug}: {label}", console=Console(stderr=True), transient=True, disable=self.quiet)
+        yield from track(items, f"{self.slug}: {label}", console=Console(stderr=True), transient=True)
 
     def checkpoint(self, name: str) -> Checkpoint:
         """A place to keep a part of this run; it is found again only by the same configuration and sources."""
@@ -192,7 +197,17 @@ def configure(slug: str, preset: str, overrides: Mapping[str, Any]) -> Any:
     fields = {each.name for each in dataclasses.fields(known[preset])}
     if unknown := sorted(set(overrides) - fields):
         raise UserError(f"{slug} has no option {unknown[0]!r}; it has {', '.join(sorted(fields))}")
-    return dataclasses.replace(known[preset], **overrides)
+    return dataclasses.replace(known[preset], **{name: _like(known[preset], name, value) for name, value in overrides.items()})
+
+
+def _like(config: Any, name: str, value: Any) -> Any:
+    """An override from a YAML file as the option's own type: the names of an Enum become its members."""
+    kind = type(getattr(config, name))
+    if not issubclass(kind, Enum) or isinstance(value, kind):
+        return value
+    if value not in kind.__members__:
+        raise UserError(f"{name} is {value!r}; wanted one of {', '.join(kind.__members__)}")
+    return kind[value]
 
 
 def key(slug: str, config: Any, only: Iterable[str] | None = None) -> str:

@@ -8,6 +8,7 @@ for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 
 import collections
+import json
 
 import hypothesis
 import pytest
@@ -25,7 +26,7 @@ def pytest_collection_modifyitems(items):
         values = getattr(item, "callspec", None)
         # An empty parametrisation carries a placeholder instead of a value.
         slug = values.params.get("slug") if values else None
-        slug = slug if isinstance(slug, str) else None
+        slug = slug if isinstance(slug, str) and slug[:1].isalpha() else None
         operation = getattr(values.params.get("operation"), "id", None) if values else None
         folder, name = item.path.parent.name, item.path.stem.removeprefix("test_")
         if folder == "papers":
@@ -37,6 +38,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_terminal_summary(terminalreporter):
+    _keep_operations(terminalreporter)
     seconds = _seconds(terminalreporter)
     if sum(seconds.values()) < 20:
         return
@@ -73,6 +75,28 @@ def _seconds(reporter):
         if owner and hasattr(report, "duration"):
             seconds[owner] += report.duration
     return seconds
+
+
+def _keep_operations(reporter):
+    """Put what the tests found of the operations into outputs/operations.json, for the report."""
+    from common.checkpoint import write_whole
+    from common.locks import outputs
+
+    path = outputs() / "operations.json"
+    whole = json.loads(path.read_text()) if path.exists() else {"agreement": {}, "compiled": []}
+    found = [pair for report in reporter.stats.get("passed", ()) for pair in getattr(report, "user_properties", ())]
+    agreement = [value for name, value in found if name == "agreement"]
+    compiled = {(each["kernel"], each["target"]): each for each in whole["compiled"]}
+    compiled |= {(value["kernel"], value["target"]): value for name, value in found if name == "compiled"}
+    if not agreement and len(compiled) == len(whole["compiled"]):
+        return
+    for operation in {each[0] for each in agreement}:
+        whole["agreement"].pop(operation, None)
+    for operation, backend, dtype, error in agreement:
+        kept = whole["agreement"].setdefault(operation, {}).setdefault(backend, {})
+        kept[dtype] = max(error, kept.get(dtype, 0.0))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps({**whole, "compiled": list(compiled.values())}, indent=1).encode())
 
 
 @pytest.fixture(scope="session")

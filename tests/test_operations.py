@@ -29,8 +29,9 @@ def _agreements():
 
 
 @pytest.mark.parametrize(("operation", "case", "backend", "dtype"), _agreements())
-def test_backend_agrees_with_the_definition(operation, case, backend, dtype):
+def test_backend_agrees_with_the_definition(operation, case, backend, dtype, record_property):
     errors = check(operation, case, backend, dtype)
+    record_property("agreement", [operation.id, backend, dtype, max(errors.values(), default=0.0)])
     allowed = 0.0 if operation.exact else case.tolerance[dtype]
     wrong = {name: error for name, error in errors.items() if not error <= allowed}
     assert not wrong, f"allowed {allowed:g}"
@@ -46,8 +47,9 @@ def _compilations():
 
 
 @pytest.mark.parametrize(("operation", "config", "target"), _compilations())
-def test_shipped_kernel_compiles_without_spilling(operation, config, target, compiler):
+def test_shipped_kernel_compiles_without_spilling(operation, config, target, compiler, record_property):
     usage = compiler(operation.room, config, target)
+    record_property("compiled", {"kernel": f"{operation.id.partition('.')[0]} {config}", "target": target, **usage})
     why = next(each for each in ahead_of_time.shipped(operation) if each.id == config).spills
     assert usage["spills"] == 0 or why, usage
     assert usage["shared"] <= ahead_of_time.SHARED_MEMORY[target], usage
@@ -78,7 +80,8 @@ def test_operation_is_whole(operation):
 
 
 def _fast_files():
-    return [path for room in sorted(ROOMS) for path in (ROOT / room.replace(".", "/")).glob("*_impl.py")]
+    files = [path for room in sorted(ROOMS) for path in sorted((ROOT / room.replace(".", "/")).glob("*.py"))]
+    return [path for path in files if path.stem not in ("__init__", "reference", "cases")]
 
 
 @pytest.mark.parametrize("path", _fast_files(), ids=lambda p: str(p.relative_to(ROOT)))

@@ -52,28 +52,22 @@ def test_verdicts_are_not_worse_than_recorded(slug):
     assert records.regressions(book, results, rows, records.record(slug).get("smoke", {})) == []
 
 
-def _controls(slow):
-    for slug in SLUGS:
-        groups = {}
-        for claim in ledger.load(slug).claims:
-            if claim.control is not None and not claim.timing and claim.control_slow == slow:
-                groups.setdefault(json.dumps(claim.control, sort_keys=True), []).append(claim.id)
-        yield from ((slug, json.loads(control), names) for control, names in groups.items())
-
-
 def test_controls_break_the_claims(slug):
-    _check_controls([each for each in _controls(slow=False) if each[0] == slug])
+    _check_controls(slug, slow=False)
 
 
 @pytest.mark.slow
 def test_dear_controls_break_the_claims(slug):
-    _check_controls([each for each in _controls(slow=True) if each[0] == slug])
+    _check_controls(slug, slow=True)
 
 
-def _check_controls(controls):
-    for slug, control, names in controls:
-        book = ledger.load(slug)
-        values = runner.run_or_load(slug, "smoke", control=control, only=names)["claims"]
+def _check_controls(slug, slow):
+    book, groups = ledger.load(slug), {}
+    for claim in book.claims:
+        if claim.control is not None and not claim.timing and claim.control_slow == slow:
+            groups.setdefault(json.dumps(claim.control, sort_keys=True), []).append(claim.id)
+    for control, names in groups.items():
+        values = runner.run_or_load(slug, "smoke", control=json.loads(control), only=names)["claims"]
         for name in names:
             verdict = ledger.grade(book.by_id[name], runner.from_plain(values[name]), "smoke")
             assert verdict not in (Verdict.AGREES, Verdict.REDUCED), f"{name} still agrees with {control}: {values[name]}"
@@ -117,7 +111,7 @@ def test_record_is_what_the_ledger_says_of_it(slug):
 
 def test_readme_shows_the_record(slug):
     readme = (ROOT / "papers" / slug / "README.md").read_text(encoding="utf-8")
-    assert readme == records.with_table(readme, ledger.load(slug), records.record(slug)), "run --record, or records.refresh()"
+    assert readme == records.with_table(readme, ledger.load(slug), records.record(slug)), "run nox -s report -- --readme"
 
 
 def _scalars(value):

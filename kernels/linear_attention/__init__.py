@@ -20,7 +20,7 @@ VARIANTS = ("loop", "parallel", "left")
 
 
 @operation(
-    backends=("torch", "jax"),
+    backends=("torch", "triton", "jax", "pallas"),
     differentiable=("q", "k", "v", "initial_state"),
     tuning=("block", "variant"),
 )
@@ -48,6 +48,9 @@ def lightning_attention(
       S <- lambda^B S + (lambda^(B-r) K_i)^T V_i for rows r = 1..B (Lightning Attention-2, algorithms 1 and 2);
     - "parallel": the states of all blocks by a prefix pass, then all blocks at once; keeps n / block states in memory;
     - "left": the masked left product, tiled, without a state: O(n^2) time (Lightning Attention-1).
+
+    PyTorch and JAX offer all of it; Triton float16, bfloat16 and float32 with blocks of 16 and 32; Pallas the same types
+    and the loop alone. In bfloat16 and float16 Triton rounds the gradients once within a block and once between blocks.
 
     Args:
         q, k: queries and keys; float16, bfloat16, float32 or float64, the same for q, k and v.

@@ -26,15 +26,15 @@ def lightning_attention(
     variant: str = "loop",
 ) -> Any:
     """O_i = [(Q_i K_i^T) . M] V_i + lambda^r Q_i S, S <- lambda^B S + (lambda^(B-r) K_i)^T V_i; see the package."""
-    batch = q.shape[0]
+    batch, heads = q.shape[:2]
     folded = [rearrange(x, "b h n d -> (b h) n d") for x in (q, k, v)]
     wide = torch.promote_types(q.dtype, torch.float32)
     if initial_state is None:
-        initial_state = q.new_zeros(*q.shape[:2], q.shape[-1], v.shape[-1], dtype=wide)
+        initial_state = q.new_zeros(batch, heads, q.shape[-1], v.shape[-1], dtype=wide)
     start = rearrange(initial_state.to(wide), "b h d e -> (b h) d e")
     rate = repeat(slope.detach().to(wide), "h -> (b h) 1 1", b=batch)
     o, state = _Attention.apply(*folded, start, rate, block or BLOCK, variant)
-    o, state = (rearrange(x, "(b h) n e -> b h n e", b=batch) for x in (o, state))
+    o, state = (rearrange(x, "(b h) n e -> b h n e", b=batch, h=heads) for x in (o, state))
     return (o, state) if return_state else o
 
 
@@ -67,10 +67,11 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, do: Tensor, dstate: Tensor) -> Any:
+        q, k, v, state, rate = ctx.saved_tensors
         if ctx.variant == "left":
-            gradients = _backward_left(*ctx.saved_tensors, ctx.block, do, dstate)  # type: ignore
+            gradients = _backward_left(q, k, v, state, rate, ctx.block, do, dstate)
         else:
-            gradients = _backward_blocks(*ctx.saved_tensors, ctx.block, ctx.variant == "parallel", do, dstate)  # type: ignore
+            gradients = _backward_blocks(q, k, v, state, rate, ctx.block, ctx.variant == "parallel", do, dstate)
         return (*gradients, None, None, None)
 
 
@@ -184,7 +185,7 @@ class _Group(NamedTuple):
     """Consecutive blocks of equally many rows that are computed together."""
 
     start: int
-    count: int  # type: ignore
+    blocks: int
     rows: int
 
     def of(self, x: Tensor, wide: torch.dtype) -> Tensor:
@@ -197,7 +198,7 @@ class _Group(NamedTuple):
         self._view(target).add_(value)
 
     def _view(self, x: Tensor) -> Tensor:
-        return x[:, self.start : self.start + self.count * self.rows].unflatten(1, (self.count, self.rows))
+        return x[:, self.start : self.start + self.blocks * self.rows].unflatten(1, (self.blocks, self.rows))
 
 
 def _groups(n: int, block: int, together: bool) -> list[_Group]:

@@ -41,13 +41,16 @@ def forward_and_backward(
     return held / MIB, sum(marks) / len(marks) / MIB
 
 
-def linear_growth(variant: str, n: int, heads: int = 4, dim: int = 64) -> float:
-    """Peak of forward and backward on the CPU at 2 n tokens over that at n, in real buffers of the PyTorch backend."""
+def linear_growth(n: int, heads: int = 4, dim: int = 64, **options: Any) -> float:
+    """Peak of forward and backward on the CPU at 2 n tokens over that at n, in real buffers.
+
+    ``options`` go to the attention: its variant, or another backend than PyTorch's.
+    """
     peaks = []
     for length in (n, 2 * n):
         q, k, v = (torch.zeros(1, heads, length, dim, requires_grad=True) for _ in range(3))
         with Allocations(q, k, v) as counted:
-            lightning_attention(q, k, v, torch.full((heads,), 0.1), variant=variant).sum().backward()
+            lightning_attention(q, k, v, torch.full((heads,), 0.1), **options).sum().backward()
         peaks.append(counted.peak)
     return peaks[1] / peaks[0]
 

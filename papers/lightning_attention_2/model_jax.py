@@ -11,7 +11,7 @@ from jax import Array
 from common.models.transformer_jax import softmax_attention
 from kernels.linear_attention import alibi_slopes, lightning_attention
 
-FORGET = 16
+FORGET = 64
 """Tokens after which the faulty mechanism forgets its state."""
 
 

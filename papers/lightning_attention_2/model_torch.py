@@ -11,7 +11,7 @@ from torch import Tensor
 from common.models.transformer_torch import softmax_attention
 from kernels.linear_attention import alibi_slopes, lightning_attention
 
-FORGET = 16
+FORGET = 64
 """Tokens after which the faulty mechanism forgets its state."""
 
 
@@ -39,13 +39,13 @@ def mechanism(kind: str, heads: int, depth: int, fault: bool = False) -> Callabl
     return attention
 
 
-def recurrence(q: Tensor, k: Tensor, v: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
+def recurrence(q: Tensor, k: Tensor, v: Tensor, slope: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """S_t = exp(-s) S_(t-1) + k_t^T v_t and o_t = q_t S_t, token by token: the oracle, in float64, for short sequences.
 
-    Shapes: q, k (batch, head, n, d); v (batch, head, n, e); slope (head,). Returns o and the last state (batch, head, d, e).
+    Shapes: q, k (batch, head, n, d); v (batch, head, n, e); slope (head,); first state (batch, head, d, e). Returns o and the
+    last state.
     """
     decay = torch.exp(-slope)[:, None, None]
-    state = k.new_zeros(*k.shape[:2], k.shape[-1], v.shape[-1])
     outputs = []
     for t in range(q.shape[2]):
         state = decay * state + k[:, :, t, :, None] * v[:, :, t, None, :]
