@@ -59,8 +59,20 @@ def lines(
             axes.plot(xs, ys, marker="o", label=name, linestyle="--" if name in dashed else "-")
         if "x" in log:
             axes.set_xscale("log", base=2)
+            axes.xaxis.set_major_formatter(_plain)
         if "y" in log:
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(_plain)
+            low, high = axes.get_ylim()
+            # Between powers of ten only where there are few of them.
+            axes.yaxis.set_minor_formatter(_plain if high / low < 100 else "")
         axes.set(xlabel=x, ylabel=y, title=title)
         axes.legend()
         return figure
+
+
+def _plain(value: float, _: int) -> str:
+    """A tick as one would write it: 16Ki for lengths that are powers of two, else the number."""
+    if value >= 2048 and value == int(value) and int(value) & (int(value) - 1) == 0:
+        return f"{int(value) // 1024}Ki"
+    return f"{value:g}"
