@@ -65,7 +65,7 @@ class Config:
 
 
 PRESETS = {
-    "smoke": Config(lengths=[512, 1024, 2048], repeats=1, width=64, depth=2, model_heads=2, hidden=176, steps=20, held_out_windows=16),
+    "smoke": Config(lengths=[512, 1024, 2048], repeats=7, width=64, depth=2, model_heads=2, hidden=176, steps=20, held_out_windows=16),
     "laptop": Config(),
     # TNL-0.4B on one A100 node; the paper gives layers and widths of its smaller models only in its code.
     "paper": Config(
