@@ -55,7 +55,10 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class NotRun:
-    """Stands for the value of a claim that could not be run here. ``busy`` says that only the moment was wrong."""
+    """Stands for the value of a claim that could not be run here.
+
+    ``busy`` says that only the circumstances were wrong, the moment or a peer that is not installed: no regression.
+    """
 
     reason: str
     busy: bool = False

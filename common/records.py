@@ -92,10 +92,8 @@ def with_table(readme: str, ledger: Ledger, whole: dict[str, Any]) -> str:
 def markdown(ledger: Ledger, whole: dict[str, Any]) -> str:
     """The recorded results as a Markdown table, a column for each recorded preset."""
     names = [name for name in ("smoke", "laptop", "paper") if name in whole]
-    lines = [
-        "| claim | evidence | paper | " + " | ".join(f"{n}: here | verdict" for n in names) + " |",
-        "|---|---|---|" + "---|---|" * len(names),
-    ]
+    head = ["claim", "evidence", "paper", *(column for name in names for column in (f"{name}: here", "verdict"))]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for claim in ledger.claims:
         cells = [f"**{claim.id}** {claim.says}", str(claim.evidence), f"{show(claim.figure)} {claim.unit}".strip()]
         for name in names:
