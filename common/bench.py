@@ -75,7 +75,9 @@ def _providers(operation: Operation, case: Case, backward: bool) -> dict[str, Ca
         make = _torch_call if backend in ("torch", "triton") else _jax_call
         found[backend] = make(lambda backend=backend, **a: public(**a, backend=backend), operation, arguments, backward)
     for name, peer in operation.peers().items():
-        found[name] = _torch_call(peer, operation, arguments, backward)
+        call = _torch_call(peer, operation, arguments, backward)
+        if call() or not backward:
+            found[name] = call  # a peer without gradients stands in the forward table alone
     return found
 
 
@@ -90,12 +92,14 @@ def _torch_call(
     for each in inputs:
         each.requires_grad_()
 
-    def call() -> None:
+    def call() -> bool:
+        """Whether there was a gradient to take."""
         outputs = [o for o in as_tuple(function(**tensors)) if isinstance(o, torch.Tensor) and o.requires_grad]
-        if inputs:
+        if inputs and outputs:
             torch.autograd.grad(outputs, inputs, [torch.ones_like(o) for o in outputs], allow_unused=True)
         if device == "cuda":
             torch.cuda.synchronize()
+        return bool(inputs and outputs)
 
     return call
 
