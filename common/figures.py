@@ -11,7 +11,7 @@ COLOURS = ("#2f6db3", "#d1662c", "#3b8f5a", "#8a5aa8", "#b8922e", "#c0504d", "#5
 
 _STYLE: dict[Any, Any] = {
     "figure.figsize": (6.4, 3.8),
-    "figure.dpi": 110,
+    "figure.dpi": 100,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
