@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -86,10 +86,13 @@ class Run:
         if self.busy is None and used > meter.BUSY_CORES:
             self.busy = NotRun(f"machine busy: other processes used {used:.1f} cores during a timing", busy=True)
 
-    def figure(self, name: str, figure: Any) -> None:
-        """Keep a matplotlib figure as ``<name>.png``."""
+    def figure(self, name: str, draw: Callable[[], Any]) -> None:
+        """Keep the matplotlib figure that ``draw()`` returns as ``<name>.png``; a run of a few claims draws none."""
+        if self.only is not None:
+            return
         import matplotlib.pyplot as plt
 
+        figure = draw()
         figure.savefig(self.folder / f"{name}.png", dpi=130, bbox_inches="tight", metadata={"Software": None})
         plt.close(figure)
 

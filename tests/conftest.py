@@ -33,6 +33,8 @@ def pytest_collection_modifyitems(items):
             slug = slug or next((mark.args[0] for mark in item.iter_markers("xdist_group")), name)
         if slug:
             item.add_marker(pytest.mark.xdist_group(slug))
+        if folder == "papers" and name.endswith("_kernel"):
+            slug = None  # a paper's own kernel has the budget of a kernel
         owner = f"paper {slug}" if slug else f"operation {operation}" if operation else f"{folder} {name}"
         item.user_properties.append(("owner", owner))
 

@@ -285,16 +285,15 @@ def _draw_timings(run: Run, lengths: np.ndarray, seconds: dict[str, list[float]]
     from common.figures import lines
 
     series = {name: (lengths, 1e6 * np.array(taken) / lengths) for name, taken in seconds.items()}
-    run.figure(
-        "time_per_token", lines(series, x="sequence length", y="µs per token", title="Time per token on this CPU", log="xy")
-    )
+    labels = {"x": "sequence length", "y": "µs per token", "title": "Time per token on this CPU"}
+    run.figure("time_per_token", lambda: lines(series, **labels, log="xy"))
 
 
 def _draw_losses(run: Run, curves: dict[str, list[float]]) -> None:
     from common.figures import lines
 
     series = {name: (range(1, len(losses) + 1), losses) for name, losses in curves.items()}
-    run.figure("loss", lines(series, x="step", y="loss [nats per byte]", title="The same decoder with three attentions"))
+    run.figure("loss", lambda: lines(series, x="step", y="loss [nats per byte]", title="The same decoder with three attentions"))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -62,7 +63,8 @@ def on_grids(config: Config, run: Run) -> dict[str, Value]:
         ends = {"box": slice(0, config.box_side**2), "scales": slice(config.box_side**2, None)}
         for grid, part in ends.items():
             panels = {name: (found[name][part], naive[name][part]) for name in accuracy.LOGS}
-            run.figure(f"errors_{grid}", pictures.error_maps(grid, order[part], x[part], chosen[part], panels))
+            maps = functools.partial(pictures.error_maps, grid, order[part], x[part], chosen[part], panels)
+            run.figure(f"errors_{grid}", maps)
     if run.wants("grad"):
         values["grad"] = accuracy.gradient_errors(config, order, x, oracle)
         run.keep("worst_ratio_error", accuracy.ratio_errors(order, x, oracle))
@@ -82,7 +84,7 @@ def speeds(config: Config, run: Run) -> dict[str, Value]:
         values = speed.ratios(nanoseconds) | {"compacted": speed.compaction(config), "mpmath_cpu": speed.over_mpmath(config)}
         run.keep("nanoseconds_by_branch", speed.by_branch(config))
     run.keep("nanoseconds", nanoseconds)
-    run.figure("nanoseconds", pictures.bars(nanoseconds))
+    run.figure("nanoseconds", lambda: pictures.bars(nanoseconds))
     return values
 
 
@@ -104,7 +106,7 @@ def synthetic_fits(config: Config, run: Run) -> dict[str, Value]:
         for library, by_dim in failed.items():
             by_dim[str(dim)] = fits.gap(others[library], fitted.kappa) > 0.01
         if dim == max(fits.DIMS):
-            run.figure("likelihood", pictures.likelihood(dim, fitted, kappa))
+            run.figure("likelihood", functools.partial(pictures.likelihood, dim, fitted, kappa))
             values["time_vmf"] = _time_of_fit(config, run, rows)
     run.keep("synthetic_fits", table)
     return values | {"vmf_scipy": failed["SciPy"], "vmf_mpmath": failed["mpmath"]}
