@@ -16,8 +16,9 @@ import pytest
 hypothesis.settings.register_profile("house", deadline=None, max_examples=30, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("house")
 
-PAPER_LIMIT = 60.0
-"""Core-seconds that all tests of one paper may take together; 40 is what the plan for eighty papers allows."""
+PAPER_LIMIT = 90.0
+"""Core-seconds of all tests of one paper at which the run fails: 60, and half as much again for a busy or slow machine. 40 is
+what the plan for eighty papers allows; the summary shows where each stands."""
 
 
 def pytest_collection_modifyitems(items):
