@@ -53,6 +53,7 @@ def refresh_readmes() -> None:
         path = ROOT / "papers" / slug / "README.md"
         text = path.read_text(encoding="utf-8")
         write_whole(path, records.with_table(text, ledger.load(slug), records.record(slug)).encode())
+    write_whole(ROOT / ".github" / "scoreboard.svg", picture(_papers()).encode())
     path = ROOT / "README.md"
     write_whole(path, with_map(path.read_text(encoding="utf-8"), _papers()).encode())
 
@@ -66,7 +67,43 @@ def with_map(readme: str, papers: list[dict[str, Any]]) -> str:
     if start not in readme or end not in readme:
         raise UserError(f"README.md lacks the lines {start} and {end}, between which the map of papers is written")
     head, _, rest = readme.partition(start)
-    return f"{head}{start}\n{_scoreboard_markdown(papers)}\n{_map_markdown(papers)}{end}{rest.partition(end)[2]}"
+    board = f"![The scoreboard as bars](.github/scoreboard.svg)\n\n{_scoreboard_markdown(papers)}"
+    return f"{head}{start}\n{board}\n{_map_markdown(papers)}{end}{rest.partition(end)[2]}"
+
+
+_COLOURS = {
+    "agrees": "#2c7a4b",
+    "agrees at reduced scale": "#7db893",
+    "direction only": "#d6a04a",
+    "disagrees": "#b5403a",
+    "consistent": "#5b7f95",
+}
+
+
+def picture(papers: list[dict[str, Any]]) -> str:
+    """The scoreboard as an SVG: a bar for each kind of evidence, a stretch for each verdict."""
+    counts = scoreboard(papers)
+    seen = [e for e in Evidence if any(evidence == e for evidence, _ in counts)]
+    widest = max((sum(counts.get((e, v), 0) for v in Verdict) for e in seen), default=1)
+    parts = []
+    for row, evidence in enumerate(seen):
+        x, y = 110.0, 12 + 30 * row
+        parts.append(f'<text x="100" y="{y + 15}" text-anchor="end">{evidence}</text>')
+        for verdict in [v for v in Verdict if counts.get((evidence, v))]:
+            count = counts[(evidence, verdict)]
+            width = 560 * count / widest
+            parts.append(
+                f'<rect x="{x:.1f}" y="{y}" width="{width - 2:.1f}" height="22" fill="{_COLOURS.get(verdict, "#9aa4ae")}"/>'
+            )
+            parts.append(f'<text x="{x + width / 2:.1f}" y="{y + 15}" text-anchor="middle" fill="#fff">{count}</text>')
+            x += width
+    y, x = 12 + 30 * len(seen) + 8, 110
+    for verdict in [v for v in Verdict if any(each == v for _, each in counts)]:
+        parts.append(f'<rect x="{x}" y="{y}" width="12" height="12" fill="{_COLOURS.get(verdict, "#9aa4ae")}"/>')
+        parts.append(f'<text x="{x + 17}" y="{y + 11}">{verdict}</text>')
+        x += 40 + 7 * len(verdict)
+    style = "text{font:13px system-ui,sans-serif;fill:#5c6773}text[fill]{fill:#fff;font-weight:600}"
+    return f'<svg xmlns="http://www.w3.org/2000/svg" width="760" height="{y + 24}"><style>{style}</style>{"".join(parts)}</svg>\n'
 
 
 def _scoreboard_markdown(papers: list[dict[str, Any]]) -> str:

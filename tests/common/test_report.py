@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+from xml.etree import ElementTree
 
 import pytest
 
@@ -63,6 +64,12 @@ def test_map_of_papers_stands_between_its_lines():
     assert text.startswith("# Title") and text.endswith("end\n") and "old" not in text
     assert "**Systems**" in text and "1 disagrees" in text
     assert text == report.with_map(text, PAPERS)
+
+
+def test_picture_has_a_stretch_for_each_count():
+    root = ElementTree.fromstring(report.picture(PAPERS))
+    stretches = [each for each in root.iter("{http://www.w3.org/2000/svg}rect") if each.get("height") == "22"]
+    assert len(stretches) == len(report.scoreboard(PAPERS))
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
