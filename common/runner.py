@@ -29,7 +29,7 @@ from common import ROOT, UserError, meter
 from common.checkpoint import Checkpoint, write_whole
 from common.ledger import NotRun, Value
 from common.locks import exclusive, outputs
-from common.machine import machine, revision, versions
+from common.machine import gpu, machine, revision, versions
 
 T = TypeVar("T")
 
@@ -72,6 +72,11 @@ class Run:
         from rich.progress import track
 
         yield from track(items, f"{self.slug}: {label}", console=Console(stderr=True), transient=True)
+
+    def require_gpu(self, why: str) -> None:
+        """Refuse to start what would never end here."""
+        if gpu() is None:
+            raise UserError(f"{why} needs a GPU, and torch sees none here; take preset=laptop, or make it smaller")
 
     def checkpoint(self, name: str) -> Checkpoint:
         """A place to keep a part of this run; it is found again only by the same configuration and sources."""

@@ -15,10 +15,15 @@ from papers.lightning_attention_2 import cost, published
 from papers.lightning_attention_2.config import Config, Fault
 
 KI = published.KI
+LAPTOP_TOKENS = 10**9
+"""More than this is no work for a CPU."""
 
 
 def measure(config: Config, run: Run) -> dict[str, Value]:
     machine.interpret_triton_without_gpu()
+    tokens = config.steps * config.batch * config.seq_len
+    if run.wants("loss") and tokens > LAPTOP_TOKENS:
+        run.require_gpu(f"training on {tokens:,} tokens")
     values: dict[str, Value] = {}
     if run.wants("equal", "equal_float32"):
         values |= equality(config, run)

@@ -8,6 +8,7 @@ import torch
 
 from common.agreement import assert_trees_agree
 from common.architecture import Transformer
+from common.command_line import main
 from common.data.text import batches, king_james
 from common.models import transformer_jax, transformer_torch
 from common.models.weights import from_flax, from_torch
@@ -109,3 +110,10 @@ def test_paper_preset_is_the_papers_size():
         head_dim=paper.width // paper.model_heads, context=paper.seq_len, vocabulary=64000, tied=False,
     )  # fmt: skip
     assert 0.35e9 < shape.parameters() < 0.5e9
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_paper_preset_is_refused_without_a_gpu(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("REPRODUCTION_OUTPUTS", str(tmp_path))
+    assert main("lightning_attention_2", ["preset=paper"]) == 2
+    assert "training on 52,428,800,000 tokens needs a GPU" in capsys.readouterr().err
