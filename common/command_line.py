@@ -15,6 +15,7 @@ from typing import Any
 from common import UserError, ledger, records, runner
 from common.config import describe
 from common.locks import exclusive, machine_to_itself, outputs
+from common.plain import from_plain, plain
 
 FLAGS = {
     "--record": "write the result into recorded.json and the paper's README (clean tree, no overrides)",
@@ -163,9 +164,9 @@ def _controls(slug: str, preset: str, book: ledger.Ledger, folder: Any, busy: An
         run = runner.prepare(slug, config, folder / "control", only=frozenset(names), busy=busy)
         values = runner.execute(slug, preset, config, run)["claims"]
         for name in sorted(names):
-            value = run.busy if book.by_id[name].timing and run.busy else runner.from_plain(values[name])
+            value = run.busy if book.by_id[name].timing and run.busy else from_plain(values[name])
             verdict = ledger.grade(book.by_id[name], value, preset)
-            found[name] = {"control": control, "value": runner.plain(value), "verdict": str(verdict)}
+            found[name] = {"control": control, "value": plain(value), "verdict": str(verdict)}
     return found
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from common import ROOT, UserError
 from common.checkpoint import write_whole
 from common.ledger import Evidence, Ledger, NotRun, Verdict, grade, worse
-from common.runner import from_plain, plain
+from common.plain import from_plain, plain
 
 TABLE = ("<!-- results: written by --record -->", "<!-- /results -->")
 """What the table of results stands between in a paper's README."""

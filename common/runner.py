@@ -30,6 +30,7 @@ from common.checkpoint import Checkpoint, write_whole
 from common.ledger import NotRun, Value
 from common.locks import exclusive, outputs
 from common.machine import gpu, machine, revision, versions
+from common.plain import plain
 
 T = TypeVar("T")
 
@@ -225,28 +226,6 @@ def key(slug: str, config: Any, only: Iterable[str] | None = None) -> str:
         whole.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
     whole.update(json.dumps([versions(), None if only is None else sorted(only)]).encode())
     return whole.hexdigest()
-
-
-def plain(value: Any) -> Any:
-    """The value in JSON's types."""
-    if isinstance(value, NotRun):
-        return {"not_run": value.reason, "busy": value.busy}
-    if isinstance(value, Mapping):
-        return {str(name): plain(each) for name, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(each) for each in value]
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, Enum):
-        return value.name
-    return str(value) if isinstance(value, Path) else value
-
-
-def from_plain(value: Any) -> Any:
-    """A claim's value as it was before :func:`plain`."""
-    return NotRun(value["not_run"], value["busy"]) if isinstance(value, dict) and "not_run" in value else value
 
 
 def _main_closed(request: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ import pytest
 from common import ROOT, ledger, records, runner
 from common.config import describe
 from common.ledger import NotRun, Verdict
+from common.plain import from_plain
 
 SLUGS = runner.papers()
 pytestmark = pytest.mark.parametrize("slug", SLUGS)
@@ -40,7 +41,7 @@ def test_run_produces_the_ledger_and_nothing_else(slug):
     results = runner.run_or_load(slug, "smoke")
     rows = records.judge(slug, ledger.load(slug), results)
     for name, row in rows.items():
-        value = runner.from_plain(row["value"])
+        value = from_plain(row["value"])
         if isinstance(value, Mapping):
             assert value, name
         assert isinstance(value, NotRun) or not any(_is_nan(each) for each in _scalars(value)), f"{name} is NaN"
@@ -69,7 +70,7 @@ def _check_controls(slug, slow):
     for control, names in groups.items():
         values = runner.run_or_load(slug, "smoke", control=json.loads(control), only=names)["claims"]
         for name in names:
-            value = runner.from_plain(values[name])
+            value = from_plain(values[name])
             if isinstance(value, NotRun) and value.busy:
                 continue  # a peer that is not installed
             verdict = ledger.grade(book.by_id[name], value, "smoke")
@@ -105,7 +106,7 @@ def test_record_is_what_the_ledger_says_of_it(slug):
     for preset, entry in whole.items():
         assert list(entry["claims"]) == [claim.id for claim in book.claims], f"the {preset} record is older than the ledger"
         for name, row in entry["claims"].items():
-            assert str(ledger.grade(book.by_id[name], runner.from_plain(row["value"]), preset)) == row["verdict"], (preset, name)
+            assert str(ledger.grade(book.by_id[name], from_plain(row["value"]), preset)) == row["verdict"], (preset, name)
         for name, row in entry["controls"].items():
             assert row["verdict"] not in ("agrees", "agrees at reduced scale"), f"{name}: its recorded control agrees"
     timed = {claim.id for claim in book.claims if claim.timing and claim.control is not None}
