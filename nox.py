@@ -188,6 +188,13 @@ def bench(session: nox.Session) -> None:
     run(session, "-m", "common.bench", *session.posargs)
 
 
+@nox.session(name="train-zoo")
+def train_zoo(session: nox.Session) -> None:
+    """Train a model of the zoo from its recipe: `-- byte_lm.v1`; `-- --help` lists them."""
+    environment(session, "core")
+    run(session, "-m", "common.zoo.train", *session.posargs)
+
+
 @nox.session(name="new-paper")
 def new_paper(session: nox.Session) -> None:
     """Write a room, a notebook and a test file for a new paper: `-- <slug>`."""

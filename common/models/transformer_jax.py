@@ -48,6 +48,13 @@ def softmax_attention(
     return rearrange(o, "batch kv_head group seq dim -> batch (kv_head group) seq dim")
 
 
+class Route(NamedTuple):
+    """Where one mixture of experts sent its tokens."""
+
+    probabilities: Float[Array, "token expert"]
+    chosen: Int[Array, "token active"]
+
+
 class TransformerLM(nnx.Module):
     """Tokens (batch, seq) to logits (batch, seq, vocabulary).
 
@@ -88,8 +95,11 @@ class TransformerLM(nnx.Module):
             self.head = linear(a.width, a.vocabulary)
         to_flax(self, initial_weights(a, seed))
 
-    def __call__(self, tokens: Int[Array, "batch seq"]) -> Float[Array, "batch seq vocabulary"]:
-        return self._logits(tokens, None)[0]
+    def __call__(
+        self, tokens: Int[Array, "batch seq"], routes: list[Route] | None = None
+    ) -> Float[Array, "batch seq vocabulary"]:
+        """Logits; every mixture of experts appends its route to ``routes``."""
+        return self._logits(tokens, None, routes)[0]
 
     def step(self, tokens: Int[Array, "batch seq"], cache: Cache) -> tuple[Float[Array, "batch seq vocabulary"], Cache]:
         """Logits of tokens that follow what the cache holds, and the longer cache. Under jit the caller minds the context."""
@@ -102,7 +112,7 @@ class TransformerLM(nnx.Module):
         room = jnp.zeros((a.depth, batch, a.kv_heads, a.context, a.head_dim), self.embedding.embedding[...].dtype)
         return Cache(room, room, 0)
 
-    def _logits(self, tokens: Array, cache: Any) -> tuple[Array, Any]:
+    def _logits(self, tokens: Array, cache: Any, routes: list[Route] | None = None) -> tuple[Array, Any]:
         a, seq = self.architecture, tokens.shape[1]
         start = cache.length if cache else 0
         end = seq if isinstance(start, jax.core.Tracer) else int(start) + seq
@@ -116,7 +126,7 @@ class TransformerLM(nnx.Module):
             table = jnp.asarray(rotary_table(a.context, a.head_dim), x.dtype)
             rotary = jax.lax.dynamic_slice_in_dim(table, start, seq, axis=1)
         for block in self.blocks:
-            x, cache = block(x, rotary, cache)
+            x, cache = block(x, rotary, cache, routes)
         x = self.norm(x)
         return (self.embedding.attend(x) if a.tied else self.head(x)), cache
 
@@ -135,12 +145,12 @@ class Block(nnx.Module):
         self.attention_norm = norm()
         self.attention = Attention(architecture, layer, attention, linear)
         self.feed_forward_norm = norm()
-        self.feed_forward = FeedForward(architecture, linear)
+        self.feed_forward = (Mixture if architecture.experts else FeedForward)(architecture, linear)
 
-    def __call__(self, x: Array, rotary: Array | None, cache: Any) -> tuple[Array, Any]:
+    def __call__(self, x: Array, rotary: Array | None, cache: Any, routes: list[Route] | None = None) -> tuple[Array, Any]:
         o, cache = self.attention(self.attention_norm(x), rotary, cache)
         x = x + o
-        return x + self.feed_forward(self.feed_forward_norm(x)), cache
+        return x + self.feed_forward(self.feed_forward_norm(x), routes), cache
 
 
 class Attention(nnx.Module):
@@ -187,8 +197,42 @@ class FeedForward(nnx.Module):
         self.up = linear(architecture.width, architecture.hidden)
         self.down = linear(architecture.hidden, architecture.width)
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, routes: list[Route] | None = None) -> Array:
         return self.down(nnx.silu(self.gate(x)) * self.up(x) if self.gated else nnx.gelu(self.up(x), approximate=False))
+
+
+class Mixture(nnx.Module):
+    """sum_e w_e expert_e(x) over the ``active`` experts with the largest p = softmax(router(x)), w = p / their sum.
+
+    Every expert sees every token and most get the weight 0: shapes stay fixed, at experts / active times the work.
+    """
+
+    def __init__(self, architecture: Transformer, linear: Callable[..., nnx.Module]) -> None:
+        self.active = architecture.active
+        self.router = linear(architecture.width, architecture.experts)
+        self.experts = nnx.List([FeedForward(architecture, linear) for _ in range(architecture.experts)])
+
+    def __call__(self, x: Array, routes: list[Route] | None = None) -> Array:
+        flat = rearrange(x, "batch seq width -> (batch seq) width")
+        probabilities = jax.nn.softmax(self.router(flat), axis=-1)
+        weights, chosen = jax.lax.top_k(probabilities, self.active)
+        weights = weights / weights.sum(-1, keepdims=True)
+        if routes is not None:
+            routes.append(Route(probabilities, chosen))
+        dense = jnp.zeros_like(probabilities).at[jnp.arange(len(flat))[:, None], chosen].set(weights)
+        out = sum(expert(flat) * dense[:, index, None] for index, expert in enumerate(self.experts))
+        return jnp.asarray(out).reshape(x.shape)
+
+
+def balance_loss(routes: list[Route]) -> Float[Array, ""]:
+    """Mean over the layers of experts * sum_e f_e P_e, f the share of choices and P the mean probability of each expert;
+    1 when all are used alike (Fedus et al. 2022, Switch Transformers, equation 4)."""
+    losses = []
+    for probabilities, chosen in routes:
+        experts = probabilities.shape[1]
+        share = jnp.bincount(chosen.ravel(), length=experts) / chosen.size
+        losses.append(experts * (share * probabilities.mean(0)).sum())
+    return jnp.stack(losses).mean()
 
 
 def generate(model: TransformerLM, prompt: Int[Array, "batch seq"], count: int) -> Int[Array, "batch count"]:

@@ -48,6 +48,13 @@ def softmax_attention(
     return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=grouped)
 
 
+class Route(NamedTuple):
+    """Where one mixture of experts sent its tokens."""
+
+    probabilities: Float[Tensor, "token expert"]
+    chosen: Int[Tensor, "token active"]
+
+
 class TransformerLM(nn.Module):
     """Tokens (batch, seq) to logits (batch, seq, vocabulary).
 
@@ -83,8 +90,11 @@ class TransformerLM(nn.Module):
             self.head = linear(a.width, a.vocabulary)
         to_torch(self, initial_weights(a, seed))
 
-    def forward(self, tokens: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq vocabulary"]:
-        return self._logits(tokens, None)
+    def forward(
+        self, tokens: Int[Tensor, "batch seq"], routes: list[Route] | None = None
+    ) -> Float[Tensor, "batch seq vocabulary"]:
+        """Logits; every mixture of experts appends its route to ``routes``."""
+        return self._logits(tokens, None, routes)
 
     def step(self, tokens: Int[Tensor, "batch seq"], cache: Cache) -> tuple[Float[Tensor, "batch seq vocabulary"], Cache]:
         """Logits of tokens that follow what the cache holds, and the longer cache, which shares the old one's memory."""
@@ -96,7 +106,7 @@ class TransformerLM(nn.Module):
         keys, values = like.new_zeros(2, a.depth, batch, a.kv_heads, a.context, a.head_dim)
         return Cache(keys, values, 0)
 
-    def _logits(self, tokens: Tensor, cache: Cache | None) -> Tensor:
+    def _logits(self, tokens: Tensor, cache: Cache | None, routes: list[Route] | None = None) -> Tensor:
         a = self.architecture
         start = cache.length if cache else 0
         end = start + tokens.shape[1]
@@ -107,7 +117,7 @@ class TransformerLM(nn.Module):
             x = x + self.positions.weight[start:end]
         rotary = self.rotary[:, start:end] if a.positions == "rope" else None
         for block in self.blocks:
-            x = block(x, rotary, cache)
+            x = block(x, rotary, cache, routes)
         x = self.norm(x)
         return F.linear(x, self.embedding.weight) if a.tied else self.head(x)
 
@@ -127,11 +137,11 @@ class Block(nn.Module):
         self.attention_norm = norm()
         self.attention = Attention(architecture, layer, attention, linear)
         self.feed_forward_norm = norm()
-        self.feed_forward = FeedForward(architecture, linear)
+        self.feed_forward = (Mixture if architecture.experts else FeedForward)(architecture, linear)
 
-    def forward(self, x: Tensor, rotary: Tensor | None, cache: Cache | None) -> Tensor:
+    def forward(self, x: Tensor, rotary: Tensor | None, cache: Cache | None, routes: list[Route] | None = None) -> Tensor:
         x = x + self.attention(self.attention_norm(x), rotary, cache)
-        return x + self.feed_forward(self.feed_forward_norm(x))
+        return x + self.feed_forward(self.feed_forward_norm(x), routes)
 
 
 class Attention(nn.Module):
@@ -177,8 +187,42 @@ class FeedForward(nn.Module):
         self.up = linear(architecture.width, architecture.hidden)
         self.down = linear(architecture.hidden, architecture.width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, routes: list[Route] | None = None) -> Tensor:
         return self.down(F.silu(self.gate(x)) * self.up(x) if self.gated else F.gelu(self.up(x)))
+
+
+class Mixture(nn.Module):
+    """sum_e w_e expert_e(x) over the ``active`` experts with the largest p = softmax(router(x)), w = p / their sum."""
+
+    def __init__(self, architecture: Transformer, linear: Callable[..., nn.Module]) -> None:
+        super().__init__()
+        self.active = architecture.active
+        self.router = linear(architecture.width, architecture.experts)
+        self.experts = nn.ModuleList(FeedForward(architecture, linear) for _ in range(architecture.experts))
+
+    def forward(self, x: Tensor, routes: list[Route] | None = None) -> Tensor:
+        flat = rearrange(x, "batch seq width -> (batch seq) width")
+        probabilities = self.router(flat).softmax(-1)
+        weights, chosen = probabilities.topk(self.active, -1)
+        weights = weights / weights.sum(-1, keepdim=True)
+        if routes is not None:
+            routes.append(Route(probabilities, chosen))
+        out = torch.zeros_like(flat)
+        for index, expert in enumerate(self.experts):
+            token, place = torch.where(chosen == index)
+            out = out.index_add(0, token, (expert(flat[token]) * weights[token, place, None]).to(out.dtype))
+        return out.view_as(x)
+
+
+def balance_loss(routes: list[Route]) -> Float[Tensor, ""]:
+    """Mean over the layers of experts * sum_e f_e P_e, f the share of choices and P the mean probability of each expert;
+    1 when all are used alike (Fedus et al. 2022, Switch Transformers, equation 4)."""
+    losses = []
+    for probabilities, chosen in routes:
+        experts = probabilities.shape[1]
+        share = torch.bincount(chosen.flatten(), minlength=experts) / chosen.numel()
+        losses.append(experts * (share * probabilities.mean(0)).sum())
+    return torch.stack(losses).mean()
 
 
 @torch.no_grad()

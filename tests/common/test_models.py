@@ -22,7 +22,8 @@ torch.set_num_threads(1)
 LLAMA = Transformer(width=24, depth=2, heads=4, kv_heads=2, head_dim=6, hidden=40, context=16, vocabulary=31)
 GPT = dataclasses.replace(LLAMA, kv_heads=4, feed_forward="gelu", norm="layer", positions="learned", tied=False)
 LINEAR = dataclasses.replace(LLAMA, depth=1, kv_heads=1, head_dim=8, positions="none", output_norm=True)
-ALL = pytest.mark.parametrize("architecture", [LLAMA, GPT, LINEAR], ids=["llama", "gpt", "linear"])
+MIXTURE = dataclasses.replace(LLAMA, depth=1, hidden=16, experts=4, active=2)
+ALL = pytest.mark.parametrize("architecture", [LLAMA, GPT, LINEAR, MIXTURE], ids=["llama", "gpt", "linear", "mixture"])
 TOLERANCE = {"float64": 1e-9, "float32": 1e-5}
 
 

@@ -11,7 +11,8 @@ import common.data
 from common import ROOT, UserError
 from common.data import text
 
-FILE = ROOT / "data" / text._FILE
+NAME = "text/king_james.txt.xz"
+FILE = ROOT / "data" / NAME
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +25,7 @@ def own(tmp_path, monkeypatch):
     """A user's folder with a copy of the file."""
     (tmp_path / "text").mkdir()
     monkeypatch.setenv("REPRODUCTION_DATA", str(tmp_path))
-    return shutil.copy(FILE, tmp_path / text._FILE)
+    return shutil.copy(FILE, tmp_path / NAME)
 
 
 def test_the_embedded_text():
@@ -48,6 +49,15 @@ def test_the_split_is_by_whole_books():
     assert train.endswith(b"Amen.\n") and b"= 1 John\n" in train
 
 
+def test_the_source_is_split_by_whole_modules():
+    source = text.python_source()
+    assert len(source.train) + len(source.held_out) == len(source.whole) == 2_556_268 and source.whole.max() < 128
+    heads = [line.decode()[5:] for line in source.held_out.tobytes().split(b"\n") if line.startswith(b"# == ")]
+    assert heads == list(text.HELD_OUT_MODULES)
+    assert source.train.tobytes().startswith(b"# == _collections_abc.py\n")
+    assert 0.05 < len(source.held_out) / len(source.whole) < 0.08
+
+
 def test_another_file_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(common.data, "ROOT", tmp_path)
     with pytest.raises(UserError, match="is missing"):
@@ -55,7 +65,7 @@ def test_another_file_is_refused(tmp_path, monkeypatch):
     (tmp_path / "data" / "text").mkdir(parents=True)
     damaged = bytearray(FILE.read_bytes())
     damaged[1000] ^= 1
-    (tmp_path / "data" / text._FILE).write_bytes(damaged)
+    (tmp_path / "data" / NAME).write_bytes(damaged)
     with pytest.raises(UserError, match="instead of 0ea4fdd8d811"):
         text.king_james()
 
@@ -85,7 +95,7 @@ def test_a_folder_without_the_file_leaves_the_embedded_one(own):
 def test_bad_own_copies_are_refused_in_one_sentence(own, monkeypatch):
     for content in (b"= Genesis\n\nA verse.\n", b"hello", b"= G\xe9n\xe8se\n"):
         own.write_bytes(lzma.compress(content))
-        with pytest.raises(UserError, match="has no book 'Ruth'"):
+        with pytest.raises(UserError, match="has no part 'Ruth' \\('= Ruth' on a line\\)"):
             text.king_james()
     own.write_bytes(FILE.read_bytes()[:5000])
     with pytest.raises(UserError, match="is no whole xz file"):
