@@ -58,8 +58,7 @@ class Unit:
 
 def split(bits: Int16[np.ndarray, " count"]) -> tuple[UInt8[np.ndarray, " count"], UInt8[np.ndarray, " count"]]:
     """(exponent, sign and mantissa) of bfloat16 numbers given as int16: w = sign 1 | exponent 8 | mantissa 7."""
-    unsigned = bits.view(np.uint16)
-    return (unsigned >> 7 & 0xFF).astype(np.uint8), (unsigned >> 8 & 0x80 | unsigned & 0x7F).astype(np.uint8)
+    return _split_and_count(bits)[:2]
 
 
 def encode(bits: Int16[np.ndarray, " count"], name: str = "the unit", threads: int = THREADS) -> Unit:
@@ -74,8 +73,7 @@ def encode(bits: Int16[np.ndarray, " count"], name: str = "the unit", threads: i
         raise ValueError(f"threads is {threads}; wanted a multiple of 8")
     if bits.size >= 2**31:
         raise ValueError(f"{name} has {bits.size:,} numbers; positions count up to 2^31, cut it into smaller units")
-    exponent, sign_mantissa = split(bits)
-    counts = np.bincount(exponent, minlength=256)
+    exponent, sign_mantissa, counts = _split_and_count(bits)
     if large := int(counts[POINTER:].sum()):
         raise UserError(
             f"{name} has {large} numbers with exponent 240 or more (NaN, infinity or a magnitude of 2^113 and above), "
@@ -86,13 +84,13 @@ def encode(bits: Int16[np.ndarray, " count"], name: str = "the unit", threads: i
         tables = code.tables()
     except ValueError as error:
         raise UserError(f"{name}: {error}") from error
-    stream, gaps, positions = _write(exponent, code, threads)
+    stream, gaps, positions = _write(exponent, code, counts, threads)
     return Unit(stream, gaps, tables, positions, sign_mantissa, threads, code, counts)
 
 
 def fits(bits: Int16[np.ndarray, " count"]) -> bool:
     """Whether the tables can name all exponents."""
-    counts = np.bincount(split(bits)[0], minlength=256)
+    counts = _split_and_count(bits)[2]
     if counts[POINTER:].any():
         return False
     try:
@@ -114,15 +112,24 @@ def without_notes(unit: Unit) -> Unit:
     return dataclasses.replace(unit, code=None, counts=None)
 
 
+def _split_and_count(
+    bits: Int16[np.ndarray, " count"],
+) -> tuple[UInt8[np.ndarray, " count"], UInt8[np.ndarray, " count"], Int64[np.ndarray, " 256"]]:
+    exponent, sign_mantissa = np.empty(bits.size, np.uint8), np.empty(bits.size, np.uint8)
+    counts = np.zeros((4, 256), np.int64)
+    _parts(bits.view(np.uint16), exponent, sign_mantissa, counts)
+    return exponent, sign_mantissa, counts.sum(0)
+
+
 def _write(
-    exponent: UInt8[np.ndarray, " count"], code: Code, threads: int
+    exponent: UInt8[np.ndarray, " count"], code: Code, counts: Int64[np.ndarray, " 256"], threads: int
 ) -> tuple[UInt8[np.ndarray, " bytes"], UInt8[np.ndarray, " gap_bytes"], Int32[np.ndarray, " edges"]]:
     lengths, words = np.zeros(257, np.int64), np.zeros(257, np.uint64)
     for symbol, (length, word) in code.words.items():
         # Of the end mark no more is written than fills a byte.
         kept = min(length, 7) if symbol == END else length
         lengths[symbol], words[symbol] = kept, word >> length - kept
-    total = int(lengths[:256] @ np.bincount(exponent, minlength=256))
+    total = int(lengths[:256] @ counts)
     size = -(-total // 8)
     grid = blocks(size, threads)
     # One block of room behind the end, so that the loop need not ask.
@@ -134,19 +141,22 @@ def _write(
         length, word = int(lengths[END]), int(words[END])
         room = size * 8 - total
         stream[size - 1] |= word >> length - room if length >= room else word << room - length
-        # The end mark is a code too: it may be the first of its piece.
-        if total // BITS >= _pieces(exponent, lengths):
+        # The end mark is a code too, and the first of its piece if the last exponent's begins in an earlier one.
+        if total // BITS > (total - int(lengths[exponent[-1]])) // BITS:
             gaps[total // BITS] = total % BITS
     bits = (gaps[:-1, None] >> np.arange(4, -1, -1, dtype=np.uint8) & 1).astype(np.uint8)
     return stream[:size], np.packbits(bits), positions
 
 
-def _pieces(exponent: np.ndarray, lengths: np.ndarray) -> int:
-    """Pieces in which a code begins."""
-    if not exponent.size:
-        return 0
-    total = int(lengths[:256] @ np.bincount(exponent, minlength=256))
-    return (total - int(lengths[exponent[-1]])) // BITS + 1
+@njit(cache=True, nogil=True)
+@no_type_check
+def _parts(unsigned, exponent, sign_mantissa, counts):
+    """Split and count in one pass; four counters for neighbours, which are often equal and would wait for each other."""
+    for i in range(unsigned.size):
+        word = unsigned[i]
+        exponent[i] = (word >> np.uint16(7)) & np.uint16(0xFF)
+        sign_mantissa[i] = (word >> np.uint16(8)) & np.uint16(0x80) | word & np.uint16(0x7F)
+        counts[i & 3, exponent[i]] += 1
 
 
 @njit(cache=True, nogil=True)
@@ -167,12 +177,15 @@ def _codes(exponent, lengths, words, stream, gaps, positions, threads):
         buffer = buffer << np.uint64(length) | words[symbol]
         held += length
         place += length
-        while held >= 8:
-            held -= 8
-            stream[byte] = (buffer >> np.uint64(held)) & np.uint64(255)
-            byte += 1
-    if held:
-        stream[byte] = (buffer << np.uint64(8 - held)) & np.uint64(255)
+        if held >= 32:
+            held -= 32
+            for _ in range(4):
+                stream[byte] = (buffer >> np.uint64(held + 24 - 8 * (byte & 3))) & np.uint64(255)
+                byte += 1
+    while held > 0:
+        held -= 8
+        stream[byte] = (buffer >> np.uint64(held) if held >= 0 else buffer << np.uint64(-held)) & np.uint64(255)
+        byte += 1
 
 
 assert LONGEST < BITS, "a code begins in every piece"

@@ -49,7 +49,7 @@ class Config:
 PRESETS = {
     "smoke": Config(
         checkpoint=Checkpoint.draft, language_model="byte_lm_draft.v1", gaussian=500_000, context=32, batches=[1, 4],
-        slow_weights=20_000, repeats=3,
+        slow_weights=100_000, repeats=3,
     ),
     "laptop": Config(),
     "paper": Config(context=512, batches=[1, 2, 4, 8, 16, 32, 64], repeats=20),
