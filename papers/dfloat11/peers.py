@@ -15,22 +15,33 @@ from papers.dfloat11.codec import Unit, encode, split
 from papers.dfloat11.huffman import END, Code
 
 
-def encode_by_symbol(exponent: UInt8[np.ndarray, " count"], unit: Unit) -> bytes:
-    """The stream of a unit as a loop over symbols writes it, a whole number as the buffer: one Python step a symbol."""
+def encode_by_symbol(
+    exponent: UInt8[np.ndarray, " count"], unit: Unit
+) -> tuple[bytes, UInt8[np.ndarray, " gap_bytes"], list[int]]:
+    """Stream, gaps and positions as a loop writes them that takes one Python step a symbol, with a whole number as buffer."""
     assert unit.code is not None
-    words, out, buffer, held = unit.code.words, bytearray(), 0, 0
-    for symbol in exponent.tolist():
+    words, out, gaps, positions = unit.code.words, bytearray(), list[int](), list[int]()
+    buffer = held = place = 0
+    for count, symbol in enumerate([*exponent.tolist(), END]):
+        if symbol == END and not held:
+            break
+        if place >> 6 >= len(gaps):
+            gaps.append(place & 63)
+        if place // (64 * unit.threads) >= len(positions):
+            positions.append(count)
         length, word = words[symbol]
-        buffer, held = buffer << length | word, held + length
+        buffer, held, place = buffer << length | word, held + length, place + length
+        if symbol == END:
+            out.append(buffer >> held - 8 if held >= 8 else buffer << 8 - held)
+            break
         while held >= 8:
             held -= 8
             out.append(buffer >> held)
             buffer &= (1 << held) - 1
-    if held:
-        length, word = words[END]
-        buffer, held = buffer << length | word, held + length
-        out.append(buffer >> held - 8 if held >= 8 else buffer << 8 - held)
-    return bytes(out)
+    grid = -(-len(out) // (8 * unit.threads))
+    gaps += [0] * (grid * unit.threads - len(gaps))
+    bits = [gap >> shift & 1 for gap in gaps for shift in (4, 3, 2, 1, 0)]
+    return bytes(out), np.packbits(np.array(bits, np.uint8)), [*positions, exponent.size]
 
 
 def fixed(bits: Int16[np.ndarray, " count"], threads: int) -> Unit:
