@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from common.architecture import Transformer
 from common.command_line import main
 from common.ledger import NotRun, Value
 from common.runner import Run
@@ -61,8 +62,8 @@ def times(config: Config) -> dict[str, Value]:
     }
 
 
-def throughput(config: Config) -> Value:
-    """Speed of the streamed over the resident method on the GPU, float16, random weights, three steps of each."""
+def throughput(architecture: Transformer, device: str = "cuda", dtype: str = "float16") -> Value:
+    """Speed of the streamed over the resident method, batch 1, the whole context, random weights, median of three steps."""
     import time
 
     import numpy as np
@@ -76,34 +77,26 @@ def throughput(config: Config) -> Value:
     from papers.zo2.units import units
     from papers.zo2.zo2_torch import ZO2
 
-    architecture, rule, half = memory_model.opt(config.opt), Rule(config.rate, config.epsilon, config.decay), torch.float16
-    cut = units(architecture)
-    arena = Arena(
-        memory_model.arena_bytes(cut, 2, 2, architecture.depth, True, True, lambda n: -(-n // 512) * 512),
-        device="cuda",
-        alignment=512,
-    )
-    size = cut.blocks[0].count * 2
-    pool = Pool(architecture.depth * (size + 64))
-    engine = ZO2(architecture, HostTier(pool, architecture.depth, size), arena, rule, dtype=half)
-    rng = np.random.default_rng(config.seed)
+    cut, kind, rule = units(architecture), getattr(torch, dtype), Rule(rate=1e-7)
+    depth, item, size = architecture.depth, kind.itemsize, cut.blocks[0].count * kind.itemsize
+    needed = memory_model.arena_bytes(cut, item, item, depth, cut.tied, True, lambda n: -(-n // 512) * 512)
+    tier = HostTier(Pool(depth * (size + 64)), depth, size)
+    engine = ZO2(architecture, tier, Arena(needed, device=device, alignment=512), rule, dtype=kind)
+    rng = np.random.default_rng(0)
     engine.load(lambda unit: {each.name: rng.standard_normal(each.shape, np.float32) * 0.02 for each in unit.parameters})
-    batch = torch.from_numpy(rng.integers(0, published.VOCABULARY, (config.batch, config.seq_len + 1))).cuda()
+    batch = torch.from_numpy(rng.integers(0, architecture.vocabulary, (1, architecture.context + 1))).to(device)
 
     def seconds(step: Any) -> float:
         taken = []
         for i in range(4):
-            torch.cuda.synchronize()
             start = time.perf_counter()
-            step(batch, i)
-            torch.cuda.synchronize()
+            step(batch, i)  # ends with a loss on the host, so nothing is under way after it
             taken.append(time.perf_counter() - start)
         return sorted(taken[1:])[1]
 
     streamed = seconds(engine.step)
     engine.close()
-    resident = seconds(MeZO(TransformerLM(architecture, dtype=half).cuda(), rule).step)
-    return resident / streamed
+    return seconds(MeZO(TransformerLM(architecture, dtype=kind).to(device), rule).step) / streamed
 
 
 def _draw_memory(items: dict[str, dict[str, float]]) -> Any:
