@@ -91,6 +91,7 @@ def load(name: str) -> Trained:
 
 def read(path: Any) -> Weights:
     """The arrays of a safetensors file in float32."""
+    import ml_dtypes  # noqa: F401 - makes bfloat16 known to NumPy
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 

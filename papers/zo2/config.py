@@ -53,7 +53,7 @@ class Config:
     twin_steps: int = option(4, "steps of the comparison of PyTorch and JAX in float64")
 
     model: str = option("byte_lm.v1", "trained model that is fine-tuned, by its name in the zoo")
-    steps: int = option(300, "steps of the fine-tuning")
+    steps: int = option(400, "steps of the fine-tuning")
     batch: int = option(4, "sequences of a step")
     seq_len: int = option(128, "length of a sequence", unit="bytes")
     rate: float = option(1e-4, "learning rate; 0 is a control")

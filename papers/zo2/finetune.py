@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-import ml_dtypes  # noqa: F401 - through it NumPy knows bfloat16, which the zoo's files are in
 import numpy as np
 import torch
 

@@ -126,6 +126,7 @@ class StoredTier:
 
     def close(self) -> None:
         self._queue.close()
+        self.files.close()
         self._staging.close()
 
     @staticmethod

@@ -13,10 +13,11 @@ from common.models.transformer_torch import TransformerLM
 from common.models.weights import initial_weights
 from common.offload import Arena, FileTier, OutOfBudget, Pool
 from papers.zo2 import memory_model, published, simulate
-from papers.zo2.config import Config, Schedule
+from papers.zo2.config import PRESETS, Schedule
 from papers.zo2.exact import shape, streamed
 from papers.zo2.mezo_torch import MeZO, next_token_loss
 from papers.zo2.noise_torch import Counted, Threaded
+from papers.zo2.reproduce import throughput
 from papers.zo2.rule import Rule
 from papers.zo2.tiers import HostTier, StoredTier
 from papers.zo2.units import units
@@ -282,4 +283,5 @@ def test_recurrence_in_both_frameworks_and_its_law():
 
 
 def test_the_paper_preset_is_an_opt_model():
-    assert Config(opt="6.7B").opt in published.OPT
+    assert PRESETS["paper"].opt in published.OPT
+    assert throughput(dataclasses.replace(SHAPE, feed_forward="gelu", norm="layer"), "cpu", "float32") > 0
