@@ -36,7 +36,9 @@ def measure(config: Config, run: Run) -> dict[str, Value]:
     values |= times(config)
     values["parameters"] = memory_model.opt_parameters("175B")
     values["throughput"] = (
-        throughput(config) if config.opt else NotRun("needs a GPU with the memory of the whole model beside it")
+        throughput(memory_model.opt(config.opt))
+        if config.opt
+        else NotRun("needs a GPU with the memory of the whole model beside it")
     )
     return values
 
