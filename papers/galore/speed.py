@@ -14,8 +14,9 @@ from torch import nn
 from common.ledger import NotRun, Value
 from common.meter import median_seconds
 from common.runner import Run
-from papers.galore.optimizer_torch import GaLore, GaLoreAdamW, GaLoreAdamW8bit, projectors
+from papers.galore.optimizer_torch import GaLore, GaLoreAdamW, GaLoreAdamW8bit
 from papers.galore.projection import Projection
+from papers.galore.projection_torch import projectors
 
 
 def layer_steps(rows: int, columns: int, rank: int, repeats: int, run: Run) -> Value:

@@ -22,8 +22,9 @@ from common.models.weights import from_flax, from_torch
 from common.training import jax_loop, torch_loop
 from papers.galore import agreement, memory, optimizer_jax, published
 from papers.galore.config import PRESETS, Config
-from papers.galore.optimizer_torch import GaLoreAdafactor, GaLoreAdamW, GaLoreAdamW8bit, GaLoreSGD, projectors, randomized_svd
+from papers.galore.optimizer_torch import GaLoreAdafactor, GaLoreAdamW, GaLoreAdamW8bit, GaLoreSGD
 from papers.galore.projection import SIDES, Projection
+from papers.galore.projection_torch import projectors, randomized_svd
 
 pytestmark = pytest.mark.xdist_group("galore")
 
