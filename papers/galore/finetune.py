@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import ml_dtypes  # noqa: F401 - NumPy knows bfloat16, the zoo's type, only when this is imported
 import numpy as np
 import torch
 from torch import nn

@@ -91,7 +91,7 @@ class Config:
 PRESETS = {
     "smoke": Config(
         model="byte_lm_draft.v1", quantised=["byte_lm_draft.v1"], weights=Weights.model, ranks=[2, 32], steps=24, batch=4, seq_len=64, held_out_windows=48, quantised_windows=64,
-        blocks=4096, elo_orders=300, memory_width=768, memory_depth=1, memory_tokens=16, paged_parameters=1_000_000, long_length=256, repeats=5,
+        blocks=4096, elo_orders=300, memory_width=768, memory_depth=1, memory_tokens=16, paged_parameters=2_000_000, long_length=256, repeats=5,
     ),
     "laptop": Config(),
     # Guanaco: LLaMA, r = 64, batch 16, 1875 steps of 512 tokens (QLoRA, appendix B.2).

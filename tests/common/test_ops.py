@@ -94,5 +94,5 @@ def test_no_arrays_at_all():
 
 
 def test_discovery_finds_every_room():
-    found = [operation.id for operation in discover()]
-    assert found == sorted(found) and "linear_attention.lightning_attention" in found
+    found = [(operation.room, operation.name) for operation in discover()]
+    assert found == sorted(found) and ("kernels.linear_attention", "lightning_attention") in found
