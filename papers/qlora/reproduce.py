@@ -71,7 +71,6 @@ class Lazy:
         return self.load(self.config.model)
 
     def load(self, name: str) -> Any:
-        import ml_dtypes  # noqa: F401 - NumPy then knows bfloat16, which the file is in
 
         from common import zoo
 
