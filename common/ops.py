@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -204,6 +205,20 @@ def framework(value: Any) -> str | None:
         names = [(base.__module__.partition(".")[0], base.__name__) for base in kind.__mro__]
         _framework_of_type[kind] = next((_ARRAYS[name] for name in names if name in _ARRAYS), None)
     return _framework_of_type[kind]
+
+
+def readable(array: Any) -> bool:
+    """Whether looking at an array's values is free: not while tracing, and not from another device."""
+    kind = framework(array)
+    if kind == "torch":
+        torch = sys.modules["torch"]
+        plain = type(array) in (torch.Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling()
+        return plain and array.device.type == "cpu"
+    if kind == "jax":
+        import jax
+
+        return not isinstance(array, jax.core.Tracer) and all(device.platform == "cpu" for device in array.devices())
+    return kind == "numpy"
 
 
 def discover() -> Iterator[Operation]:

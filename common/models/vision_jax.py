@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
@@ -183,8 +182,3 @@ class Convolution(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         return self.norm(self.convolution(x))
-
-
-def classification_loss(model: Any, batch: tuple[Array, Array]) -> Float[Array, ""]:
-    """Mean cross-entropy of (images, labels), in nats."""
-    return optax.softmax_cross_entropy_with_integer_labels(model(batch[0]), batch[1]).mean()

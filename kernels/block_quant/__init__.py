@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
-from common.ops import framework, operation
+from common.ops import framework, operation, readable
 
 from .codes import code_book, stored_bits
 
@@ -61,7 +61,7 @@ def quantize_blockwise(
     code = _book("quantize_blockwise", code, x)
     indices, absmax = quantize_blockwise.operation(x, code, block=block, backend=backend)
     # NaN and infinity reach the scale of their block, which is far cheaper to look at than x.
-    if _readable(absmax) and absmax.shape[0] and not float(absmax.max()) <= LARGEST:
+    if readable(absmax) and absmax.shape[0] and not float(absmax.max()) <= LARGEST:
         raise ValueError(f"quantize_blockwise: {_worst(x)}; wanted finite numbers up to 2^126, find out where it comes from")
     return indices, absmax
 
@@ -154,7 +154,7 @@ def _book(name: str, code: Any, like: Any) -> Any:
     _check_float(name, "code", code)
     if len(code.shape) != 1 or not 2 <= code.shape[0] <= 256 or _dtype(code) != "float32":
         raise ValueError(f"{name}: code is {_described(code)}; wanted 2 to 256 values of float32 with one axis")
-    if _readable(code):
+    if readable(code):
         values = np.asarray(code)
         # Written so that NaN fails it.
         if not (np.diff(values) >= 0).all() or not np.isfinite(values[[0, -1]]).all():
@@ -169,20 +169,6 @@ def _book(name: str, code: Any, like: Any) -> Any:
 
         return jnp.asarray(code)
     return code
-
-
-def _readable(array: Any) -> bool:
-    """Whether reading the values is free: not while tracing, and not from another device."""
-    kind = framework(array)
-    if kind == "torch":
-        import torch
-
-        return array.device.type == "cpu" and not torch.compiler.is_compiling()
-    if kind == "jax":
-        import jax
-
-        return not isinstance(array, jax.core.Tracer) and all(device.platform == "cpu" for device in array.devices())
-    return True
 
 
 def _worst(x: Any) -> str:

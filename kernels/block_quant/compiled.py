@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-import itertools
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import no_type_check
 
 import numpy as np
 from numba import njit
+
+from common.threads import in_parts
 
 SMALL = 32
 """Up to so many codes each is compared with; longer books are searched by halves."""
@@ -40,25 +38,11 @@ def dequantize(indices: np.ndarray, absmax: np.ndarray, code: np.ndarray, block:
 
 def _spread(work: Callable[[slice, slice], None], size: int, block: int, threads: int) -> None:
     """Call with slices of elements and of their blocks, in as many threads as the size is worth."""
-    blocks = -(-size // block)
-    parts = max(1, min(threads, size // PART))
-    cuts = [blocks * k // parts for k in range(parts + 1)]
-    pieces = [(slice(a * block, b * block), slice(a, b)) for a, b in itertools.pairwise(cuts)]
-    if parts == 1:
-        work(*pieces[0])
-    else:
-        list(_pool(threads).map(lambda piece: work(*piece), pieces))
 
+    def piece(first: int, last: int) -> None:
+        work(slice(first * block, last * block), slice(first, last))
 
-@functools.cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    """Plain threads: an OpenMP runtime of numba's own, beside that of torch, spins on cores that the other needs."""
-    return ThreadPoolExecutor(threads, "block-quant")
-
-
-if hasattr(os, "register_at_fork"):
-    # A child has no threads but its own.
-    os.register_at_fork(after_in_child=_pool.cache_clear)
+    in_parts(piece, -(-size // block), min(threads, size // PART), threads)
 
 
 @njit(cache=True, nogil=True)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from common.ops import framework, operation
+from common.ops import framework, operation, readable
 
 BLOCKS = (16, 32, 64, 128, 256)
 """Block sizes that can be asked for; a backend may offer fewer."""
@@ -181,16 +181,6 @@ def _dtype(array: Any) -> str:
 
 def _concrete(slope: Any) -> Sequence[float]:
     """The slopes as numbers where reading them is free: not while tracing, and not from another device."""
-    kind = framework(slope)
-    if kind == "torch":
-        import torch
-
-        if torch.compiler.is_compiling() or slope.device.type != "cpu" or type(slope) not in (torch.Tensor, torch.nn.Parameter):
-            return ()
-        return slope.detach().tolist()
-    if kind == "jax":
-        import jax
-
-        if isinstance(slope, jax.core.Tracer) or any(device.platform != "cpu" for device in slope.devices()):
-            return ()
-    return np.asarray(slope).tolist()
+    if framework(slope) and not readable(slope):
+        return ()
+    return np.asarray(slope.detach() if framework(slope) == "torch" else slope).tolist()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any, no_type_check
 
@@ -105,11 +104,6 @@ def size_formula(unit: Unit) -> float:
     assert unit.code is not None and unit.counts is not None
     mean = unit.code.mean_bits(unit.counts)
     return 8 + mean * (1 + 5 / BITS) + 32 * mean / (BITS * unit.threads) + unit.tables.size * 8 / max(unit.sign_mantissa.size, 1)
-
-
-def without_notes(unit: Unit) -> Unit:
-    """As it comes back from a file."""
-    return dataclasses.replace(unit, code=None, counts=None)
 
 
 def _split_and_count(

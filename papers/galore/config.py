@@ -76,7 +76,7 @@ class Config:
 PRESETS = {
     "smoke": Config(
         width=64, depth=2, heads=2, hidden=176, seq_len=64, steps=60, held_out_windows=32, rank=16, gap=20, gaps=[NEVER],
-        rate_full=2e-3, rate_galore=3.2e-2, rate_lora=4e-3, rate_low_rank=4e-3, tasks=1, tune_steps=40, layer=[256, 1024],
+        tasks=1, tune_steps=40, layer=[256, 1024],
     ),
     "laptop": Config(),
     # The 60M model on C4 (paper, table 5); 10,000 steps of 512 sequences.

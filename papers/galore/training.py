@@ -115,8 +115,9 @@ def _segments(
 
 
 def _held_out(bible: text.Text, config: Config) -> list[np.ndarray]:
-    """Windows spread over the held-out books."""
+    """Windows spread over the held-out books, half-way between those on which the learning rates were chosen (the ends and
+    whole steps of an even spacing)."""
     every = list(text.windows(bible.held_out, 1, config.seq_len))
-    chosen = np.linspace(0, len(every) - 1, config.held_out_windows).astype(int)
+    chosen = ((np.arange(config.held_out_windows) + 0.5) * (len(every) - 1) / config.held_out_windows).astype(int)
     whole = np.concatenate([every[i] for i in chosen])
     return [whole[i : i + 16] for i in range(0, len(whole), 16)]

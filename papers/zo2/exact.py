@@ -12,7 +12,7 @@ import torch
 from common.architecture import Transformer
 from common.ledger import NotRun, Value
 from common.models.transformer_torch import TransformerLM
-from common.offload import ALIGNMENT, Arena, FileTier, Pool, Trace
+from common.offload import ALIGNMENT, Arena, FileTier, Pool
 from common.runner import Run
 from papers.zo2.config import Config, Fault, Schedule
 from papers.zo2.memory_model import arena_bytes
@@ -198,14 +198,6 @@ def twin(config: Config) -> dict[str, Value]:
             other.step(batch.numpy(), i)
         got = other.weights(flush=config.fault is not Fault.no_flush)
     return {"twin": max(relative_error(got[name], each.numpy()) for name, each in plain.weights().items())}
-
-
-def trace_of_a_step(config: Config, trace: Trace, **options: Any) -> ZO2:
-    """An engine in the size of the timings, to draw."""
-    architecture = shape(config.time_width, config.time_depth, config.time_len)
-    engine = streamed(architecture, Rule(1e-6), trace=trace, **options)
-    engine.load_model(TransformerLM(architecture, seed=config.seed))
-    return engine
 
 
 def _rounded(size: int) -> int:

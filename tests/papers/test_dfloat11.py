@@ -19,7 +19,7 @@ from common import UserError, zoo
 from common.architecture import Transformer
 from common.models import transformer_jax, transformer_torch, weights
 from papers.dfloat11 import memory, model_jax, model_torch, peers, published, store
-from papers.dfloat11.codec import encode, fits, size_formula, split, without_notes
+from papers.dfloat11.codec import encode, fits, size_formula, split
 from papers.dfloat11.config import Config
 from papers.dfloat11.huffman import END, entropy, huffman, package_merge
 from papers.dfloat11.kernel import decode
@@ -235,7 +235,7 @@ def test_a_file_is_the_checkpoint(file):
     assert set(loaded.units) == {"blocks.0", "blocks.1", "embedding"} and loaded.count == sum(
         w.size for w in want.values() if w.ndim == 2
     )
-    assert loaded.units["blocks.1"].code is None is without_notes(loaded.units["blocks.1"]).counts
+    assert loaded.units["blocks.1"].code is None is loaded.units["blocks.1"].counts
     from safetensors import safe_open
 
     with safe_open(file, framework="numpy") as opened:

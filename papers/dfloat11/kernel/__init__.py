@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int16, Int32, UInt8
 
-from common.ops import framework, operation
+from common.ops import framework, operation, readable
 
 from .layout import TABLES, blocks
 
@@ -72,7 +72,7 @@ def decode(
             f"{grid * threads * 5 // 8} bytes of gaps are wanted, not {positions.shape[0]} and {gaps.shape[0]}; "
             "pass the threads that the stream was encoded for"
         )
-    if _readable(positions):
+    if readable(positions):
         edges = np.asarray(positions)
         if edges[-1] != sign_mantissa.shape[0] or edges[0] or (np.diff(edges) < 0).any():
             raise ValueError(
@@ -80,17 +80,3 @@ def decode(
                 f"they go from {edges[0]} to {edges[-1]}, so these parts belong to different tensors or are damaged"
             )
     return decode.operation(*arrays, threads=threads, variant=variant, backend=backend)
-
-
-def _readable(array: Any) -> bool:
-    """Whether reading the values is free: not while tracing, and not from another device."""
-    kind = framework(array)
-    if kind == "torch":
-        import torch
-
-        return array.device.type == "cpu" and not torch.compiler.is_compiling()
-    if kind == "jax":
-        import jax
-
-        return not isinstance(array, jax.core.Tracer) and all(device.platform == "cpu" for device in array.devices())
-    return True

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
-import os
-from concurrent.futures import ThreadPoolExecutor
 from typing import no_type_check
 
 import numpy as np
 from numba import njit
+
+from common.threads import in_parts
 
 from .layout import BITS, LONGEST, POINTER
 
@@ -31,23 +31,8 @@ def decode(
     grid = positions.size - 1
     symbols, counts, lengths = _peek(tables)
     work = functools.partial(_decode, stream, gaps, tables, symbols, counts, lengths, positions, sign_mantissa, out, threads)
-    parts = max(1, min(workers, grid, stream.size // PART))
-    cuts = [grid * part // parts for part in range(parts + 1)]
-    if parts == 1:
-        work(0, grid)
-    else:
-        list(_pool(workers).map(work, cuts[:-1], cuts[1:]))
+    in_parts(work, grid, min(workers, grid, stream.size // PART), workers)
     return out
-
-
-@functools.cache
-def _pool(workers: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(workers, "dfloat11")
-
-
-if hasattr(os, "register_at_fork"):
-    # A child has no threads but its own.
-    os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
 @njit(cache=True, nogil=True)

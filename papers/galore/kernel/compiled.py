@@ -6,16 +6,14 @@ are added are fused, as they are in PyTorch's own loops, so the moments are thos
 
 from __future__ import annotations
 
-import functools
-import itertools
-import os
-from concurrent.futures import ThreadPoolExecutor
 from typing import no_type_check
 
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
+
+from common.threads import in_parts
 
 from .tables import STEPS, first_guess, tables
 
@@ -29,29 +27,12 @@ def adam8bit(arrays: list[np.ndarray], numbers: np.ndarray, block: int, grid: bo
     inputs = [np.ascontiguousarray(each) for each in arrays]
     gradient, mean_scale = inputs[0], inputs[2]
     outputs = [np.empty(gradient.size, np.float32), *(np.empty_like(each) for each in inputs[1:])]
-    blocks = mean_scale.size
-    parts = max(1, min(threads, gradient.size // PART))
-    cuts = [blocks * k // parts for k in range(parts + 1)]
 
-    def work(piece: tuple[int, int]) -> None:
-        _step(*inputs, *outputs, *tables(), *first_guess(), numbers, block, grid, *piece)
+    def work(first: int, last: int) -> None:
+        _step(*inputs, *outputs, *tables(), *first_guess(), numbers, block, grid, first, last)
 
-    if parts == 1:
-        work((0, blocks))
-    else:
-        list(_pool(threads).map(work, itertools.pairwise(cuts)))
+    in_parts(work, mean_scale.size, min(threads, gradient.size // PART), threads)
     return tuple(outputs)
-
-
-@functools.cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    """Plain threads: a second OpenMP runtime would spin on cores that torch's needs."""
-    return ThreadPoolExecutor(threads, "adam8bit")
-
-
-if hasattr(os, "register_at_fork"):
-    # A child has no threads but its own.
-    os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
 @intrinsic

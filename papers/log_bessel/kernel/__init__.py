@@ -10,7 +10,7 @@ import array_api_compat
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from common.ops import framework, operation
+from common.ops import framework, operation, readable
 
 from .branches import BRANCHES, which_branch
 
@@ -150,7 +150,7 @@ def _door(name: str, order: Any, x: Any, branch: str | None, invalid: str, varia
         raise ValueError(
             f"{name}: order has shape {tuple(order.shape)} and x {tuple(x.shape)}; wanted shapes that broadcast"
         ) from None
-    if invalid == "raise" and _readable(order) and _readable(x):
+    if invalid == "raise" and readable(order) and readable(x):
         _refuse(name, "order", order, np.inf, "0 <= order < inf")
         _refuse(name, "x", x, np.nan, "x >= 0")
     return order, x
@@ -176,21 +176,6 @@ def _as_array(xp: Any, value: Any, other: Any, dtype: Any) -> Any:
             else xp.full((), value, dtype=dtype)
         )
     return value if value.dtype == dtype else xp.astype(value, dtype)
-
-
-def _readable(array: Any) -> bool:
-    """Whether looking at values is free: not while tracing, and not from another device."""
-    kind = framework(array)
-    if kind == "torch":
-        import torch
-
-        plain = type(array) in (torch.Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling()
-        return plain and array.device.type == "cpu"
-    if kind == "jax":
-        import jax
-
-        return not isinstance(array, jax.core.Tracer) and all(device.platform == "cpu" for device in array.devices())
-    return True
 
 
 def _refuse(name: str, what: str, array: Any, excluded: float, wanted: str) -> None:

@@ -7,11 +7,7 @@ parallel. The mathematics is that of ``formulas``; the number of steps of a seri
 
 from __future__ import annotations
 
-import functools
-import itertools
 import math
-import os
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, no_type_check
 
 import numpy as np
@@ -56,24 +52,13 @@ def evaluate(kind: int, branch: int, order: np.ndarray, x: np.ndarray, threads: 
     out = np.empty(z.shape)
     # Two chunks for each thread at least, and no more than eight parts for each, so that they end together.
     parts = min(8 * threads, -(-z.size // (2 * CHUNK))) if threads > 1 else 1
-    if parts <= 1:
-        _serial(kind, branch, v, z, out)
-        return out.reshape(x.shape)
-    cuts = [CHUNK * (-(-z.size // CHUNK) * k // parts) for k in range(parts)] + [z.size]
-    pieces = [slice(*pair) for pair in itertools.pairwise(cuts)]
-    list(_pool(threads).map(lambda piece: _serial(kind, branch, v[piece], z[piece], out[piece]), pieces))
+
+    def piece(first: int, last: int) -> None:
+        part = slice(CHUNK * first, CHUNK * last)
+        _serial(kind, branch, v[part], z[part], out[part])
+
+    in_parts(piece, -(-z.size // CHUNK), parts, threads)
     return out.reshape(x.shape)
-
-
-@functools.cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    """Plain threads: an OpenMP runtime of numba's own, beside that of torch, spins on cores that the other needs."""
-    return ThreadPoolExecutor(threads, "log-bessel")
-
-
-if hasattr(os, "register_at_fork"):
-    # A child has no threads but its own.
-    os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
 @njit(cache=True, nogil=True)

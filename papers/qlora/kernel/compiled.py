@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-import itertools
-import os
-from concurrent.futures import ThreadPoolExecutor
 from typing import no_type_check
 
 import numpy as np
 from numba import njit
+
+from common.threads import in_parts
 
 PART = 1 << 16
 """Weights that are worth a thread."""
@@ -20,29 +18,12 @@ def dequantize(packed: np.ndarray, absmax: np.ndarray, code: np.ndarray, block: 
     byte = np.arange(256)
     pairs = np.ascontiguousarray(np.stack([code[byte >> 4], code[byte & 15]], axis=1)).view(np.uint64)[:, 0]
     packed, absmax = np.ascontiguousarray(packed), np.ascontiguousarray(absmax)
-    parts = max(1, min(threads, out.size // PART))
-    cuts = [absmax.size * i // parts for i in range(parts + 1)]
 
-    def piece(ends: tuple[int, int]) -> None:
-        first, last = ends
+    def piece(first: int, last: int) -> None:
         half = slice(first * block // 2, last * block // 2)
         _dequantize(packed[half], absmax[first:last], pairs, block // 2, out[first * block : last * block])
 
-    if parts == 1:
-        piece((0, absmax.size))
-    else:
-        list(_pool(threads).map(piece, itertools.pairwise(cuts)))
-
-
-@functools.cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    """Plain threads: an OpenMP runtime of numba's own, beside that of torch, spins on cores that the other needs."""
-    return ThreadPoolExecutor(threads, "nf4")
-
-
-if hasattr(os, "register_at_fork"):
-    # A child has no threads but its own.
-    os.register_at_fork(after_in_child=_pool.cache_clear)
+    in_parts(piece, absmax.size, min(threads, out.size // PART), threads)
 
 
 @njit(cache=True, nogil=True)
