@@ -15,6 +15,8 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
+from common.threads import in_parts
+
 from .branches import (
     DESCENT,
     FALLBACK,
