@@ -183,4 +183,4 @@ def _concrete(slope: Any) -> Sequence[float]:
     """The slopes as numbers where reading them is free: not while tracing, and not from another device."""
     if framework(slope) and not readable(slope):
         return ()
-    return np.asarray(slope.detach() if framework(slope) == "torch" else slope).tolist()
+    return slope.detach().tolist() if framework(slope) == "torch" else np.asarray(slope).tolist()

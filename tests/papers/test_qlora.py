@@ -155,6 +155,7 @@ def test_trajectories_agree_in_float64():
 
 def test_adapter_is_that_of_peft():
     peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
     base = torch.nn.Linear(32, 24, bias=False)
     rng = np.random.default_rng(0)
     mine = layers_torch.LoRA(base, 4, 16.0, 0.0, rng.standard_normal((32, 4)), torch.float32)
@@ -168,7 +169,8 @@ def test_adapter_is_that_of_peft():
         theirs.lora_A["default"].weight.copy_(mine.l1.T)
         theirs.lora_B["default"].weight.copy_(mine.l2.T)
     x = torch.randn(5, 32)
-    torch.testing.assert_close(mine(x), theirs(x), rtol=1e-5, atol=1e-5)
+    want = theirs(x)
+    assert (mine(x) - want).abs().max() <= 1e-5 * want.abs().max()
 
 
 def test_a_new_adapter_changes_nothing_and_only_adapters_are_trained():
