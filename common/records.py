@@ -64,7 +64,7 @@ def write_record(
     slug: str, ledger: Ledger, results: dict[str, Any], rows: dict[str, dict[str, Any]], controls: dict[str, Any]
 ) -> Path:
     """Put a run into ``recorded.json`` and its table into the paper's README."""
-    kept = ("date", "revision", "machine", "versions", "data", "seconds", "peak_memory_bytes")
+    kept = ("date", "revision", "machine", "versions", "data", "unsure", "seconds", "peak_memory_bytes")
     whole = record(slug)
     whole[results["preset"]] = {
         **{name: results[name] for name in kept},
@@ -106,6 +106,8 @@ def markdown(ledger: Ledger, whole: dict[str, Any]) -> str:
             f"\n*{name}: recorded {entry['date']} on {entry['machine']['cpu']}, {entry['machine']['cores']} cores, in {entry['seconds']:.0f} s "
             f"(torch {entry['versions'].get('torch')}, jax {entry['versions'].get('jax')}).*"
         )
+        if entry.get("unsure"):
+            lines.append(f"\n*{name}: device figures from memory or secondary tables: {'; '.join(entry['unsure'])}.*")
     return "\n".join(lines) + "\n"
 
 

@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from common import ROOT, UserError, meter
+from common import ROOT, UserError, hardware, meter
 from common.checkpoint import Checkpoint, write_whole
 from common.ledger import NotRun, Value
 from common.locks import exclusive, outputs
@@ -141,6 +141,7 @@ def execute(slug: str, preset: str, config: Any, run: Run) -> dict[str, Any]:
         "busy": plain(run.busy),
         "details": run.details,
         "data": run.data,
+        "unsure": hardware.doubtful(),
         "seconds": round(time.perf_counter() - start, 1),
         "peak_memory_bytes": meter.peak_memory(),
         "versions": versions(),
@@ -222,7 +223,8 @@ def _like(config: Any, name: str, value: Any) -> Any:
 def key(slug: str, config: Any, only: Iterable[str] | None = None) -> str:
     """A hash of everything that a result depends on: configuration, sources and package versions."""
     whole = hashlib.sha256(json.dumps(plain(dataclasses.asdict(config)), sort_keys=True).encode())
-    for path in sorted(p for part in ("common", "kernels", f"papers/{slug}") for p in (ROOT / part).rglob("*.py")):
+    files = [p for part in ("common", "kernels", f"papers/{slug}") for p in (ROOT / part).rglob("*.py")]
+    for path in sorted([*files, *(ROOT / "common").rglob("*.yaml")]):
         whole.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
     whole.update(json.dumps([versions(), None if only is None else sorted(only)]).encode())
     return whole.hexdigest()

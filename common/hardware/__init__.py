@@ -1,0 +1,9 @@
+"""Hardware as data: devices, links, units, the roofline. Imports no framework."""
+
+from __future__ import annotations
+
+from .devices import Device, Link, device, devices, doubtful, link, links
+from .roofline import roofline
+from .units import GB, GIB, quantity, show
+
+__all__ = ["GB", "GIB", "Device", "Link", "device", "devices", "doubtful", "link", "links", "quantity", "roofline", "show"]
