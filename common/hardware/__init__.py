@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import counts
+from . import collectives, counts
 from .devices import Device, Link, device, devices, doubtful, link, links
 from .roofline import roofline
 from .units import GB, GIB, quantity, show
@@ -12,6 +12,7 @@ __all__ = [
     "GIB",
     "Device",
     "Link",
+    "collectives",
     "counts",
     "device",
     "devices",

@@ -81,6 +81,67 @@ def operators(
     return found
 
 
+@dataclass(frozen=True, kw_only=True)
+class Latent:
+    """Multi-head latent attention: keys and values of all heads come from one short vector, and that is what is cached.
+
+    Attributes:
+        width: of the residual stream.
+        heads: of queries, keys and values.
+        query_rank, latent: features of the two short vectors, of queries and of keys and values.
+        plain, rotated: features of a head's query and key without and with positions; the rotated key is shared by all heads.
+        value: features of a head's value.
+
+    Source: DeepSeek-V2 (arXiv 2405.04434), section 2.1.
+    """
+
+    width: int
+    heads: int
+    query_rank: int
+    latent: int
+    plain: int
+    rotated: int
+    value: int
+
+    def cache(self, tokens: Any, element: float = 2.0) -> Any:
+        """Bytes of one layer's cache of ``tokens`` positions."""
+        return (self.latent + self.rotated) * element * tokens
+
+
+def latent_attention(
+    shape: Latent, *, tokens: Any, past: Any = 0, batch: Any = 1, causal: bool = True, absorbed: bool = False
+) -> dict[str, Operator]:
+    """The operators of one layer of latent attention, by name; arguments as for :func:`operators`.
+
+    Keys and values of all positions, the cached ones too, are made from their latent vectors (prefill); ``absorbed``: the
+    matrices that would make them are applied to the queries and to the mixed latent vectors instead (decode), and every
+    head attends to the latent vectors themselves.
+    """
+    s, new = shape, batch * tokens
+    pairs = batch * (tokens * past + (tokens * (tokens + 1) / 2 if causal else tokens * tokens))
+    everything = batch * (past + tokens)
+    up = float(s.latent * s.heads * (s.plain + s.value))
+    key, mixed = (s.latent + s.rotated, s.latent) if absorbed else (s.plain + s.rotated, s.value)
+    seen = everything if absorbed else s.heads * everything
+
+    def product(inputs: int, outputs: int) -> Operator:
+        size = float(inputs * outputs)
+        return Operator(2 * new * size, size, new * (inputs + outputs))
+
+    return {
+        "query_down": product(s.width, s.query_rank),
+        "queries": product(s.query_rank, s.heads * (s.plain + s.rotated)),
+        "latent": product(s.width, s.latent + s.rotated),
+        # Made once for every position, or applied once to every query.
+        "keys_and_values": Operator(
+            2 * (new if absorbed else everything) * up, up, (new if absorbed else everything) * (s.latent + up / s.latent)
+        ),
+        "scores": Operator(2.0 * s.heads * key * pairs, 0, new * s.heads * key + seen * key),
+        "mix": Operator(2.0 * s.heads * mixed * pairs, 0, new * s.heads * mixed + seen * mixed),
+        "output": product(s.heads * s.value, s.width),
+    }
+
+
 def total(found: dict[str, Operator]) -> Operator:
     """The sum over operators."""
     parts = list(found.values())

@@ -103,3 +103,39 @@ def test_yi_34b() -> None:
     assert YI.parameters() == pytest.approx(34.39e9, rel=1e-3)
     assert counts.cache_bytes(YI, 1) == 245_760
     assert counts.weight_bytes(YI) == 2 * YI.parameters()
+
+
+LATENT = counts.Latent(width=24, heads=3, query_rank=10, latent=12, plain=8, rotated=4, value=6)
+
+
+def latent_layer(x: torch.Tensor, cache: torch.Tensor, absorbed: bool) -> torch.Tensor:
+    """One layer of latent attention without positions, of x (batch, tokens, width) behind a cache of latent vectors."""
+    s, generator = LATENT, torch.Generator().manual_seed(0)
+    weight = lambda *shape: torch.randn(shape, generator=generator, dtype=x.dtype)  # noqa: E731
+    down, query = weight(s.width, s.query_rank), weight(s.query_rank, s.heads * (s.plain + s.rotated))
+    latent, output = weight(s.width, s.latent + s.rotated), weight(s.heads * s.value, s.width)
+    keys, values = weight(s.heads, s.latent, s.plain), weight(s.heads, s.latent, s.value)
+    q = (x @ down @ query).unflatten(-1, (s.heads, -1)).transpose(1, 2)
+    plain, rotated = q.split([s.plain, s.rotated], -1)
+    seen = torch.cat([cache, x @ latent], 1)[:, None]
+    short, shared = seen.split([s.latent, s.rotated], -1)
+    if absorbed:
+        p = (torch.cat([plain @ keys.mT, rotated], -1) @ seen.mT).softmax(-1)
+        mixed = p @ short @ values
+    else:
+        k = torch.cat([short @ keys, shared.expand(-1, s.heads, -1, -1)], -1)
+        mixed = (q @ k.mT).softmax(-1) @ (short @ values)
+    return mixed.transpose(1, 2).flatten(2) @ output
+
+
+@pytest.mark.parametrize("absorbed", [False, True])
+def test_latent_attention_equals_torchs_counter(absorbed: bool) -> None:
+    x, cache = torch.randn(2, 5, 24, dtype=torch.float64), torch.randn(2, 9, LATENT.latent + LATENT.rotated, dtype=torch.float64)
+    with FlopCounterMode(display=False) as counter:
+        y = latent_layer(x, cache, absorbed)
+    found = counts.latent_attention(LATENT, batch=2, tokens=5, past=9, causal=False, absorbed=absorbed)
+    assert counter.get_total_flops() == counts.total(found).operations
+    assert torch.allclose(y, latent_layer(x, cache, not absorbed))
+    weights = 24 * 10 + 10 * 3 * 12 + 24 * 16 + 3 * 12 * (8 + 6) + 3 * 6 * 24
+    assert counts.total(found).parameters == weights
+    assert LATENT.cache(9) == 2 * cache[0].numel()
