@@ -56,7 +56,10 @@ class Config:
     tune_gap: int = option(50, "T in fine-tuning", unit="steps")
     tune_scale: float = option(4.0, "alpha in fine-tuning")
     tune_lora_scale: float = option(4.0, "factor on B A in fine-tuning")
-    tune_rate: float = option(2e-3, "peak learning rate in fine-tuning")
+    tune_rates: list[float] = option(
+        [1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2],
+        "peak learning rates in fine-tuning, of which each method takes the best on validation images",
+    )
 
     layer: list[int] = option([1024, 4096], "rows and columns of the layer whose step is timed")
     repeats: int = option(7, "timings of each, of which the median counts")
@@ -71,12 +74,14 @@ class Config:
             raise ValueError(f"layer is {list(self.layer)}; wanted rows and columns")
         if not 1 <= self.tasks <= 4:
             raise ValueError(f"tasks is {self.tasks}; wanted 1 to 4")
+        if not self.tune_rates or min(self.tune_rates) <= 0:
+            raise ValueError(f"tune_rates is {list(self.tune_rates)}; wanted one rate or more, above 0")
 
 
 PRESETS = {
     "smoke": Config(
         width=64, depth=2, heads=2, hidden=176, seq_len=64, steps=60, held_out_windows=32, rank=16, gap=20, gaps=[NEVER],
-        tasks=1, tune_steps=40, layer=[256, 1024],
+        tasks=1, tune_steps=40, tune_rates=[2e-3, 4e-3], layer=[256, 1024],
     ),
     "laptop": Config(),
     # The 60M model on C4 (paper, table 5); 10,000 steps of 512 sequences.
