@@ -1,0 +1,112 @@
+"""Packed layers as arrays and as one file that both frameworks read, with the authors' names: ``<layer>.B`` and ``<layer>.s``.
+
+The notes hold the shape of each layer before it was padded to the format, and a checksum of everything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common import UserError
+from common.checkpoint import write_whole
+from common.gptq import Rounded
+from common.ops import framework
+from kernels.gemm_w4a16 import GROUP, check_packed, pack
+
+VERSION = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """One linear layer in the format.
+
+    Attributes:
+        words: int32 (k / 16, 2 n), k and n padded.
+        scales: float16 (k / 128, n), or (1, n) with group -1, stored order.
+        outputs, inputs: n and k as the layer has them.
+        group: 128 or -1.
+    """
+
+    words: Any
+    scales: Any
+    outputs: int
+    inputs: int
+    group: int = GROUP
+
+    @classmethod
+    def of(cls, rounded: Rounded, shape: tuple[int, ...], group: int = GROUP) -> Packed:
+        """From what :mod:`common.gptq` returns for weights of this shape, (n, k), that :func:`padded` has padded."""
+        codes, scales = rounded.codes.T, rounded.scales.T
+        if framework(codes) == "torch":
+            codes, scales = codes.contiguous(), scales.contiguous()
+        words, stored = pack(codes, scales, group=group)
+        return cls(words, stored, outputs=shape[0], inputs=shape[1], group=group)
+
+    @property
+    def nbytes(self) -> int:
+        return int(self.words.nbytes + self.scales.nbytes)
+
+
+def padded(outputs: int, inputs: int) -> tuple[int, int]:
+    """n and k as the format wants them."""
+    return -(-outputs // 256) * 256, -(-inputs // GROUP) * GROUP
+
+
+def save(path: Path, layers: Mapping[str, Packed]) -> None:
+    """Write the file, whole or not at all; layers of either framework."""
+    from safetensors.numpy import save as bytes_of
+
+    arrays = {}
+    for name, layer in layers.items():
+        arrays[f"{name}.B"], arrays[f"{name}.s"] = np.asarray(layer.words), np.asarray(layer.scales)
+    shapes = {name: [layer.outputs, layer.inputs, layer.group] for name, layer in layers.items()}
+    notes = {"version": VERSION, "layers": shapes}
+    # One note alone: safetensors keeps several in no order, and the same layers should be the same bytes.
+    whole = json.dumps({**notes, "sha256": _checksum(arrays, notes)}, sort_keys=True)
+    write_whole(path, bytes_of(arrays, {"marlin": whole}))
+
+
+def load(path: Path) -> dict[str, Packed]:
+    """The layers of a file as NumPy arrays.
+
+    Raises:
+        UserError: it is damaged, cut short, of another version, or a layer does not fit the format.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            notes = json.loads((file.metadata() or {})["marlin"])
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if _checksum(arrays, notes) != notes.pop("sha256"):
+            raise ValueError("its checksum does not fit its content")
+        if notes["version"] != VERSION:
+            raise ValueError(f"it is of version {notes['version']}, this reads version {VERSION}")
+        layers = {}
+        for name, (outputs, inputs, group) in notes["layers"].items():
+            words, scales = arrays[f"{name}.B"], arrays[f"{name}.s"]
+            check_packed(name, words, scales, group)
+            if padded(outputs, inputs) != (words.shape[1] // 2, 16 * words.shape[0]):
+                raise ValueError(
+                    f"layer {name!r} is {outputs} x {inputs}, its words hold {words.shape[1] // 2} x {16 * len(words)}"
+                )
+            layers[name] = Packed(words, scales, outputs, inputs, group)
+        return layers
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise UserError(f"{path} is no whole file of packed layers ({error}); write it again") from error
+
+
+def _checksum(arrays: Mapping[str, np.ndarray], notes: Mapping[str, Any]) -> str:
+    signed = {name: note for name, note in notes.items() if name != "sha256"}
+    whole = hashlib.sha256(json.dumps(signed, sort_keys=True).encode())
+    for name in sorted(arrays):
+        whole.update(f"\0{name} {arrays[name].dtype} {arrays[name].shape}\0".encode())
+        whole.update(arrays[name].tobytes())
+    return whole.hexdigest()
