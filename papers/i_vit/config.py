@@ -16,7 +16,6 @@ class Gelu(Enum):
 class Fault(Enum):
     none = "none"
     wide_ranges = "wide_ranges"
-    float32 = "float32"
     float_softmax = "float_softmax"
     base_two = "base_two"
 
@@ -35,8 +34,8 @@ class Config:
     newton: int = option(10, "Newton steps of the norm's square root; 1 is a control")
     fault: Fault = option(
         Fault.none,
-        "controls: wide_ranges (every range 64 times too wide), float32 (the simulation's format), float_softmax (a float in the "
-        "engine's graph), base_two (2^x instead of e^x)",
+        "controls: wide_ranges (every range 64 times too wide), float_softmax (the engine's attention weights go through float16), "
+        "base_two (2^x instead of e^x)",
     )
     compared: int = option(360, "held-out images whose logits are compared between simulation and engines")
     rows: int = option(64, "rows of each of eight tensors that Shiftmax is measured on")

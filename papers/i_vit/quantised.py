@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import tempfile
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from array_api_compat import array_namespace
 
 from common import zoo
 from common.data.digits import digits
 from common.ledger import Value
+from common.ops import framework
 from common.runner import Run
 from papers.i_vit import errors
 from papers.i_vit.config import Config, Fault, Gelu
@@ -24,6 +27,7 @@ class Quantised:
     def __init__(self, config: Config, run: Run) -> None:
         self.config, self.run = config, run
         self.source, self.data = zoo.load(config.model), digits()
+        self.fault = _through_float if config.fault is Fault.float_softmax else None
         run.used(config.model, self.source.source, self.source.sha256)
         run.used("digits", self.data.source, self.data.sha256)
 
@@ -92,7 +96,7 @@ class Quantised:
 
         from papers.i_vit import engine
 
-        return engine.run(self.exported.torch(), self.exported.notes, torch.from_numpy(codes)).numpy()
+        return engine.run(self.exported.torch(), self.exported.notes, torch.from_numpy(codes), self.fault).numpy()
 
     @cached_property
     def float_accuracy(self) -> float:
@@ -130,10 +134,9 @@ class Quantised:
         from papers.i_vit import engine, guard
 
         notes, few = self.exported.notes, self.codes[:2]
-        fault = _through_float if self.config.fault is Fault.float_softmax else None
 
         def function(arrays: Any, codes: Any) -> Any:
-            return engine.run(arrays, notes, codes, fault)
+            return engine.run(arrays, notes, codes, self.fault)
 
         by_jax = guard.floats_jax(function, self.exported.jax(), jnp.asarray(few))
         by_torch = guard.floats_torch(function, self.exported.torch(), torch.from_numpy(few))
@@ -147,25 +150,16 @@ class Quantised:
         import jax.numpy as jnp
         import torch
 
-        from papers.i_vit import engine, model_torch, store
+        from papers.i_vit import engine, store
 
         few, model = slice(0, self.config.compared), self.trained
-        if self.config.fault is Fault.float32:
-            single = model_torch.QuantisedViT(
-                self.source.architecture,
-                {n: p.detach().numpy() for n, p in model.vit.named_parameters()},
-                model.options,
-                torch.float32,
-            )
-            single.ranges = model.ranges.float()
-            model = single.eval()
         with torch.no_grad():
             want = model.codes(torch.from_numpy(self.data.test[few]))[0].double().numpy()
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "integers.safetensors"
             self.exported.save(path)
             loaded = store.load(path)
-        run = jax.jit(lambda arrays, codes: engine.run(arrays, loaded.notes, codes))
+        run = jax.jit(lambda arrays, codes: engine.run(arrays, loaded.notes, codes, self.fault))
         theirs = np.asarray(run(loaded.jax(), jnp.asarray(loaded.quantise(self.data.test[few]))))
         return {"torch": int((self.engine(self.codes[few]) != want).sum()), "jax, from the file": int((theirs != want).sum())}
 
@@ -197,8 +191,8 @@ class Quantised:
 
 
 def _through_float(codes: Any) -> Any:
-    """The same numbers by way of floating point."""
-    from array_api_compat import array_namespace
-
+    """By way of a float of 11 bits."""
+    kind = framework(codes)
+    half = importlib.import_module("torch" if kind == "torch" else "jax.numpy").float16
     xp = array_namespace(codes)
-    return xp.astype(xp.astype(codes, xp.float32), codes.dtype)
+    return xp.astype(xp.astype(codes, half), codes.dtype)

@@ -140,6 +140,14 @@ def test_gradients_point_where_the_float_models_do():
         assert torch.nn.functional.cosine_similarity(mine[name].grad.flatten(), theirs[name].grad.flatten(), dim=0) > 0.8, name
 
 
+def test_float32_cannot_hold_the_integers():
+    model, images = calibrated(), torch.from_numpy(digits().test[:32])
+    single = model_torch.QuantisedViT(SMALL, small_weights(), model.options, torch.float32).eval()
+    single.ranges = model.ranges.float()
+    with torch.no_grad():
+        assert not torch.equal(single.codes(images)[0].double(), model.codes(images)[0])
+
+
 def test_file_is_whole_or_refused(tmp_path, exported):
     path = tmp_path / "net.safetensors"
     exported.save(path)
@@ -168,6 +176,18 @@ def test_file_holds_its_bytes(tmp_path, exported):
     assert 0 < header < 12_000
 
 
+def test_guard_passes_integers(exported):
+    codes = np.zeros((1, 8, 8, 1), np.int8)
+
+    def run(arrays, codes):
+        return engine.run(arrays, exported.notes, codes)
+
+    assert guard.floats_jax(run, exported.jax(), jnp.asarray(codes)) == []
+    assert guard.floats_torch(run, exported.torch(), torch.from_numpy(codes)) == []
+    # Integers all the way, and none that are made of nothing: weights and inputs are seen.
+    assert guard.operations(run, exported.jax(), jnp.asarray(codes)) > 100
+
+
 @pytest.mark.parametrize("kind", ["value", "constant", "number"])
 def test_guard_finds_a_float(kind, exported):
     def fault(q):
@@ -186,8 +206,6 @@ def test_guard_finds_a_float(kind, exported):
     def run(arrays, codes, fault=None):
         return engine.run(arrays, exported.notes, codes, fault)
 
-    assert guard.floats_jax(run, exported.jax(), jnp.asarray(codes)) == []
-    assert guard.floats_torch(run, exported.torch(), torch.from_numpy(codes)) == []
     for found in (
         guard.floats_jax(lambda a, c: run(a, c, fault), exported.jax(), jnp.asarray(codes)),
         guard.floats_torch(lambda a, c: run(a, c, fault), exported.torch(), torch.from_numpy(codes)),
