@@ -141,11 +141,13 @@ def test_gradients_point_where_the_float_models_do():
 
 
 def test_float32_cannot_hold_the_integers():
-    model, images = calibrated(), torch.from_numpy(digits().test[:32])
-    single = model_torch.QuantisedViT(SMALL, small_weights(), model.options, torch.float32).eval()
+    trained, images = zoo.load("digits_vit.v1"), torch.from_numpy(digits().test[:32])
+    model = calibrated(trained.weights, architecture=trained.architecture)
+    single = model_torch.QuantisedViT(trained.architecture, trained.weights, model.options, torch.float32).eval()
     single.ranges = model.ranges.float()
     with torch.no_grad():
-        assert not torch.equal(single.codes(images)[0].double(), model.codes(images)[0])
+        # A few steps off somewhere, and hardly a logit is the same.
+        assert (single.codes(images)[0].double() != model.codes(images)[0]).double().mean() > 0.5
 
 
 def test_file_is_whole_or_refused(tmp_path, exported):
