@@ -39,9 +39,12 @@ def mask(weights: Shaped[Any, "rows k"], *, paired: bool = False, backend: str |
     """
     _check_matrix("mask", "weights", weights, (*FLOATS, "int8"))
     _check_groups("mask", weights.shape[1], paired)
-    if _dtype(weights) != "int8" and readable(weights) and bool((weights != weights).any()):
-        row, column = np.argwhere(np.asarray(_widened(weights != weights)))[0]
-        raise ValueError(f"mask: the weight in row {row}, column {column} is NaN; find out where it comes from")
+    if _dtype(weights) != "int8" and readable(weights):
+        # A constant of JAX within a traced function is read as NumPy, else it would be traced too.
+        values = np.asarray(weights) if framework(weights) == "jax" else weights
+        if bool((values != values).any()):
+            row, column = np.argwhere(np.asarray(values != values))[0]
+            raise ValueError(f"mask: the weight in row {row}, column {column} is NaN; find out where it comes from")
     return mask.operation(weights, paired=paired, backend=backend)
 
 
@@ -186,10 +189,6 @@ def _check_pattern(mask: np.ndarray, paired: bool) -> None:
         size, what = (8, "two whole pairs of four") if paired else (4, "two of four")
         pattern = "".join("01"[int(bit)] for bit in mask[row, group * size : (group + 1) * size])
         raise ValueError(f"pack: the mask keeps {pattern} in row {row}, group {group}; wanted {what}, make it with mask()")
-
-
-def _widened(array: Any) -> Any:
-    return array.detach() if framework(array) == "torch" else array
 
 
 def _dtype(array: Any) -> str:

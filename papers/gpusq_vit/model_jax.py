@@ -132,7 +132,7 @@ def take_masks(model: nnx.Module, source: nnx.Module) -> None:
             known[name].on_weight["pruned"] = Pruned(each.on_weight["pruned"].mask[...])
 
 
-def quantize(model: nnx.Module, bits: int, images: Float[np.ndarray, n *shape]) -> None:
+def quantize(model: nnx.Module, bits: int, images: Float[np.ndarray, n * shape]) -> None:
     """Put grids on the weights and the inputs of all pruned layers; ranges of inputs are those that the images make."""
     pruned = {name: each for name, each in layers(model).items() if "pruned" in each.on_weight}
     for name, scale in calibrate(model, images, bits, list(pruned)).items():

@@ -71,6 +71,11 @@ def test_the_gradient_stops_outside():
     assert x.grad.tolist() == [0, 1, 0, 1, 1, 0, 0]
 
 
+def test_a_constant_scale_may_stand_in_a_traced_function():
+    scale = jnp.float32(0.5)
+    assert jax.jit(lambda x: fake_quantize(x, scale, bits=4))(jnp.float32(0.7)) == 0.5
+
+
 def test_groups_are_the_last_axis_cut():
     x = np.random.default_rng(0).standard_normal((3, 12))
     scale = np.random.default_rng(1).uniform(0.1, 1, (3, 3))

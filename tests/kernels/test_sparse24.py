@@ -157,6 +157,8 @@ def test_traces():
     weights = jnp.asarray(np.random.default_rng(6).standard_normal((4, 16)), jnp.float32)
     values, meta = jax.jit(lambda w: pack(w, mask(w)))(weights)
     assert np.array_equal(jax.jit(lambda v, m: unpack(v, m, k=16))(values, meta), weights * mask(weights))
+    constant = jax.jit(lambda x: x * mask(weights))(weights)
+    assert np.array_equal(constant, weights * mask(weights))
 
 
 def test_bad_input():
