@@ -80,4 +80,6 @@ def _own_seconds() -> float:
         with contextlib.suppress(psutil.Error):
             spent = child.cpu_times()
             total += spent.user + spent.system
+            # Ranks that have ended are in the sum of the fork server that started them.
+            total += getattr(spent, "children_user", 0.0) + getattr(spent, "children_system", 0.0)
     return total

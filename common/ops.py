@@ -217,7 +217,10 @@ def readable(array: Any) -> bool:
     if kind == "jax":
         import jax
 
-        return not isinstance(array, jax.core.Tracer) and all(device.platform == "cpu" for device in array.devices())
+        if isinstance(array, jax.core.Tracer) or any(device.platform != "cpu" for device in array.devices()):
+            return False
+        # Inside a traced function even a constant cannot be looked at: every operation on it is traced.
+        return not isinstance(jax.lax.neg(1), jax.core.Tracer)
     return kind == "numpy"
 
 

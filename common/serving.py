@@ -115,22 +115,19 @@ def simulate(
     return Served(arrival, first_token, finished, output, busy, steps)
 
 
-def saturated(
-    batch: Any, prompt: int, output: int, *, prefill: Callable[[int], Any], decode: Callable[[Any, Any], Any]
-) -> tuple[Any, Any]:
+def saturated(batch: Any, output: Any, step: Any, stall: Any) -> tuple[Any, Any]:
     """Requests a second and seconds between tokens when ``batch`` equal requests always run, each at another place.
 
     A request stays for its output - 1 decode steps and for the prefills of the others, one for each request that
-    leaves: rate = n / ((output - 1) t_d + n t_p), and t_token = t_d / (1 - rate t_p), with t_d of the mean context
-    prompt + output / 2 and t_p = prefill(prompt).
+    leaves: rate = n / ((output - 1) t_d + n t_p), and t_token = t_d / (1 - rate t_p) = t_d + n t_p / (output - 1).
 
     Args:
-        batch: n, a number or an array; decode then gets arrays.
+        batch: n; all arguments may be numbers or arrays of any framework.
+        output: tokens of a request, two or more.
+        step: t_d, seconds of a decode step at the mean context prompt + output / 2 of each request.
+        stall: t_p, seconds of the prefill of one request; 0 if it holds nobody up.
     """
-    seconds = prefill(prompt)
-    step = decode(batch, batch * (prompt + output / 2))
-    rate = batch / ((output - 1) * step + batch * seconds)
-    return rate, step / (1 - rate * seconds)
+    return batch / ((output - 1) * step + batch * stall), step + batch * stall / (output - 1)
 
 
 def _check(requests: Sequence[Request], slots: int, memory_tokens: int | None) -> None:

@@ -9,17 +9,22 @@ import functools
 import itertools
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 
 
 def in_parts(work: Callable[[int, int], object], count: int, parts: int, threads: int) -> None:
     """Call ``work(first, last)`` for ``parts`` stretches of nearly one length that make up range(count), in ``threads``
-    threads; here and now if there is one part."""
-    if parts <= 1:
-        work(0, count)
-        return
-    cuts = [count * part // parts for part in range(parts + 1)]
-    list(_pool(threads).map(lambda ends: work(*ends), itertools.pairwise(cuts)))
+    threads of which the caller's is one: it takes the first stretch itself, and need not wait to be woken."""
+    cuts = [count * part // max(parts, 1) for part in range(max(parts, 1) + 1)]
+    (first, last), *rest = itertools.pairwise(cuts)
+    others = [_pool(max(threads - 1, 1)).submit(work, *ends) for ends in rest]
+    try:
+        work(first, last)
+    finally:
+        # What the others write into must not be given up before they have ended.
+        wait(others)
+    for each in others:
+        each.result()
 
 
 @functools.cache

@@ -68,7 +68,11 @@ class Expression:
         axes = range(len(self.shape)) if axis is None else [axis] if isinstance(axis, int) else axis
         gone = {each % len(self.shape) for each in axes}
         kept = [each for each in range(len(self.shape)) if each not in gone]
-        places = self._places().transpose([*kept, *gone]).reshape(math.prod(self.shape[each] for each in kept), -1)
+        places = (
+            self._places()
+            .transpose([*kept, *gone])
+            .reshape(math.prod(self.shape[each] for each in kept), math.prod(self.shape[each] for each in gone))
+        )
         rows = np.repeat(np.arange(len(places)), places.shape[1])
         collect = csr_array((np.ones(places.size), (rows, places.ravel())), shape=(len(places), self.constant.size))
         return Expression(csr_array(collect @ self.matrix), self.constant.sum(axis=tuple(gone)))

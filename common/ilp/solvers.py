@@ -58,7 +58,7 @@ def highs(program: Program, time_limit: float, gap: float) -> Found:
 
 
 def cp_sat(program: Program, time_limit: float, gap: float) -> Found:
-    """Whole variables only. Rows become whole numbers of 30 bits, their bounds widened by the tolerance of HiGHS."""
+    """Whole variables only. Rows that are not whole become numbers of 30 bits, all bounds are widened by the tolerance of HiGHS."""
     try:
         from ortools.sat.python import cp_model
     except ImportError as error:
@@ -73,11 +73,15 @@ def cp_sat(program: Program, time_limit: float, gap: float) -> Found:
     x = [model.NewIntVar(int(a), int(b), f"x{i}") for i, (a, b) in enumerate(zip(lower, upper, strict=True))]
     for row, (low, high) in enumerate(zip(p.low, p.high, strict=True)):
         part = slice(*p.matrix.indptr[row : row + 2])
-        scale = 2.0**30 / max(np.abs(p.matrix.data[part]).max(initial=0.0), 1.0)
-        weights = np.round(p.matrix.data[part] * scale).astype(int)
-        total: Any = cp_model.LinearExpr.WeightedSum([x[i] for i in p.matrix.indices[part]], weights.tolist())
-        ends = [int(np.clip(end * scale, -(2.0**61), 2.0**61)) for end in (low - TOLERANCE, high + TOLERANCE)]
-        model.AddLinearConstraint(total, *ends)
+        data, ends = p.matrix.data[part], np.array([low - TOLERANCE, high + TOLERANCE])
+        # Whole rows are exact as they are; a bound then means the next whole number inside it.
+        if (data == np.round(data)).all() and np.abs(data).max(initial=0.0) < 2**30:
+            ends[0], ends[1] = np.ceil(ends[0]), np.floor(ends[1])
+        else:
+            scale = 2.0**30 / max(np.abs(data).max(), 1.0)
+            data, ends = np.round(data * scale), ends * scale
+        total: Any = cp_model.LinearExpr.WeightedSum([x[i] for i in p.matrix.indices[part]], data.astype(int).tolist())
+        model.AddLinearConstraint(total, *(int(end) for end in np.clip(ends, -(2.0**61), 2.0**61)))
     model.Minimize(sum(float(c) * each for c, each in zip(p.cost, x, strict=True) if c))
     solver = cp_model.CpSolver()
     solver.parameters.relative_gap_limit, solver.parameters.num_workers = gap, 1

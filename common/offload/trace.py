@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from common.events import Span, Timeline
 from common.figures import COLOURS
 
 
@@ -57,20 +58,14 @@ class Trace:
         """Number of moves, by lane."""
         return dict(Counter(move.lane for move in self.moves))
 
+    @property
+    def timeline(self) -> Timeline:
+        """The moves as spans in seconds, for shares, overlaps and a trace file that Perfetto opens."""
+        return Timeline(Span(move.lane, move.name, move.start, move.end, {"bytes": move.bytes}) for move in self.moves)
+
     def busy(self, *lanes: str) -> float:
         """Seconds in which all of these lanes were at work at once; one lane: its busy time."""
-        edges: list[tuple[float, int, str]] = []
-        for move in self.moves:
-            if move.lane in lanes:
-                edges += [(move.start, 1, move.lane), (move.end, -1, move.lane)]
-        at_work: Counter[str] = Counter()
-        total, since = 0.0, 0.0
-        for moment, change, lane in sorted(edges):
-            if all(at_work[each] for each in lanes):
-                total += moment - since
-            at_work[lane] += change
-            since = moment
-        return total
+        return float(self.timeline.busy(*lanes))
 
     def clear(self) -> None:
         self.moves.clear()

@@ -82,8 +82,8 @@ def fake_quantize(
         raise kind_of_error(f"fake_quantize: scale is {_described(scale)}; wanted {kind} {wanted}")
     if zero_point is not None and (_dtype(zero_point) != "int32" or tuple(zero_point.shape) != wanted):
         raise TypeError(f"fake_quantize: zero_point is {_described(zero_point)}; wanted int32 {wanted}")
-    # Written so that NaN fails it. A constant of JAX within a traced function is read as NumPy, else it would be traced too.
-    if readable(scale) and 0 not in wanted and not bool(((np.asarray(scale) if framework(scale) == "jax" else scale) > 0).all()):
+    # Written so that NaN fails it.
+    if readable(scale) and 0 not in wanted and not bool((scale > 0).all()):
         raise ValueError("fake_quantize: a scale is not positive; give ranges of zero a scale of 1")
     return fake_quantize.operation(
         x, scale, bits=bits, axis=axis, group=group, zero_point=zero_point, signed=signed, backend=backend

@@ -30,9 +30,11 @@ def matmul_int8_dyadic(
     *,
     bits: int = 8,
 ) -> Int[Tensor, "*rows outer"]:
+    if readable(x) and x.numel() and min(weight.shape) > 1:
+        rows = x.reshape(-1, x.shape[-1])
+        y = compiled.matmul_dyadic(rows, weight, bias, multiplier, shift, bits, DTYPES[bits])
+        return y.view(*x.shape[:-1], weight.shape[0])
     y = _product(x, weight)
-    if readable(y):
-        return compiled.requantise(y, bias, multiplier, shift, bits, DTYPES[bits])
     return requantise(y if bias is None else y + bias, multiplier, shift, bits=bits)
 
 
@@ -55,7 +57,7 @@ def requantise(
     bits: int = 8,
 ) -> Int[Tensor, "*rows channel"]:
     if readable(x):
-        return compiled.requantise(x.to(torch.int32), None, multiplier, shift, bits, DTYPES[bits])
+        return compiled.requantise(x.to(torch.int32), multiplier, shift, bits, DTYPES[bits])
     shift = shift.to(torch.int64)
     half = torch.bitwise_right_shift(torch.bitwise_left_shift(torch.ones_like(shift), shift), 1)
     y = torch.bitwise_right_shift(x.to(torch.int64) * multiplier.to(torch.int64) + half, shift)

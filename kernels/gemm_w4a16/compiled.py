@@ -29,7 +29,7 @@ FAST = {"contract", "reassoc", "nsz"}
 
 
 def product(x: np.ndarray, packed: np.ndarray, scales: np.ndarray, threads: int) -> np.ndarray:
-    """y (m, n) float32 in the order of the lanes; scales (k / 128 or 1, n) as those of groups are stored."""
+    """y (m, n) float32; scales (k / 128 or 1, n) float32 as those of groups are stored."""
     (m, k), n = x.shape, packed.shape[1] // 2
     packed, x = np.ascontiguousarray(packed), np.ascontiguousarray(x)
     if m <= FEW:
@@ -118,11 +118,11 @@ def _close(sums, offset, scales, y, start):
     """Add the four pairs of each column, take the offset off, scale, and add to y."""
     for c in range(8):
         for j in range(4):
-            at, column, scale = 16 * c + j, start + 4 * c + j, start + 8 * c + 2 * j
+            at, column, scale = 16 * c + j, start + 16 * j + c, start + 8 * c + 2 * j
             a = sums[0, at] + sums[0, at + 4] + sums[0, at + 8] + sums[0, at + 12]
             b = sums[1, at] + sums[1, at + 4] + sums[1, at + 8] + sums[1, at + 12]
             y[column] += (a - offset) * scales[scale]
-            y[column + 32] += (b * np.float32(1 / 256) - offset) * scales[scale + 1]
+            y[column + 8] += (b * np.float32(1 / 256) - offset) * scales[scale + 1]
 
 
 @njit(cache=True, nogil=True, fastmath=FAST)
@@ -140,6 +140,13 @@ def _many(along, packed, scales, y, first, last):
             for block in range(along.shape[0]):
                 x = along[block, 128 * ROWS * g : 128 * ROWS * (g + 1)]
                 multiply(flat, x, sums, y[ROWS * block : ROWS * (block + 1), 64 * s : 64 * s + 64])
+        for row in range(y.shape[0]):
+            lanes = sums[:64]
+            lanes[:] = y[row, 64 * s : 64 * s + 64]
+            for c in range(8):
+                for j in range(4):
+                    for block in range(2):
+                        y[row, 64 * s + 16 * j + 8 * block + c] = lanes[32 * block + 4 * c + j]
 
 
 @njit(cache=True, nogil=True, fastmath=FAST)

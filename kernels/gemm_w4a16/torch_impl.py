@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from einops import rearrange
 from jaxtyping import Float, Float16, Int8, Int32
@@ -16,6 +17,8 @@ from .layout import COLUMNS, GROUPS, LANES, NIBBLES, ROWS, SIZES, WORDS, scale_p
 
 TILE = 1 << 20
 """Weights of a tile, at most."""
+GRAIN = 1 << 15
+"""at::internal::GRAIN_SIZE: numbers that torch handles in one thread."""
 
 
 def pack(
@@ -86,13 +89,24 @@ def forward(x: Float[Tensor, "m k"], packed: Tensor, scales: Tensor) -> Float[Te
     if x.device.type == "cpu" and wide == torch.float32 and len(x) and not torch.compiler.is_compiling():
         from . import compiled
 
-        wide_scales = ordered(scales.float(), GROUPS).numpy()
-        y = torch.from_numpy(compiled.product(x.float().numpy(), packed.numpy(), wide_scales, torch.get_num_threads()))
-    else:
-        y = x.new_zeros(len(x), packed.shape[1] // 2, dtype=wide)
-        for rows, w in _tiles(packed, scales, wide):
-            y.addmm_(x[:, rows].to(wide), w)
+        threads = torch.get_num_threads()
+        return torch.from_numpy(compiled.product(single(x), packed.numpy(), single(ordered(scales, GROUPS)), threads)).to(x.dtype)
+    y = x.new_zeros(len(x), packed.shape[1] // 2, dtype=wide)
+    for rows, w in _tiles(packed, scales, wide):
+        y.addmm_(x[:, rows].to(wide), w)
     return rearrange(y, f"m {LANES} -> m {COLUMNS}", **_only(LANES)).to(x.dtype)
+
+
+def single(x: Float[Tensor, "rows columns"]) -> np.ndarray:
+    """float32 for a compiled loop, a part at a time: for more than GRAIN numbers torch wakes its own threads, and these go on
+    spinning on the cores that the loop's threads need."""
+    x = x.detach()
+    if x.dtype == torch.float32:
+        return x.numpy()
+    wide, rows = torch.empty(x.shape), max(1, GRAIN // max(1, x.shape[1]))
+    for source, target in zip(x.split(rows), wide.split(rows), strict=True):
+        target.copy_(source)
+    return wide.numpy()
 
 
 def backward(dy: Float[Tensor, "*batch n"], packed: Tensor, scales: Tensor) -> Float[Tensor, "*batch k"]:

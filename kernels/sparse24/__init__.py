@@ -39,12 +39,10 @@ def mask(weights: Shaped[Any, "rows k"], *, paired: bool = False, backend: str |
     """
     _check_matrix("mask", "weights", weights, (*FLOATS, "int8"))
     _check_groups("mask", weights.shape[1], paired)
-    if _dtype(weights) != "int8" and readable(weights):
-        # A constant of JAX within a traced function is read as NumPy, else it would be traced too.
-        values = np.asarray(weights) if framework(weights) == "jax" else weights
-        if bool((values != values).any()):
-            row, column = np.argwhere(np.asarray(values != values))[0]
-            raise ValueError(f"mask: the weight in row {row}, column {column} is NaN; find out where it comes from")
+    if _dtype(weights) != "int8" and readable(weights) and bool((weights != weights).any()):
+        wrong = weights != weights
+        row, column = np.argwhere(np.asarray(wrong))[0]
+        raise ValueError(f"mask: the weight in row {row}, column {column} is NaN; find out where it comes from")
     return mask.operation(weights, paired=paired, backend=backend)
 
 

@@ -1,14 +1,11 @@
 """Compressed checkpoints: one safetensors file that every framework reads, with the names of the authors' package.
 
 A unit's arrays are ``<unit>.luts``, ``.encoded_exponent``, ``.gaps``, ``.output_positions``, ``.sign_mantissa`` and
-``.split_positions``; what is not compressed keeps its name. The notes hold which parameters a unit has, and a checksum of
-everything.
+``.split_positions``; what is not compressed keeps its name. The note holds which parameters a unit has.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -20,7 +17,7 @@ import numpy as np
 from jaxtyping import Int16
 
 from common import UserError
-from common.checkpoint import write_whole
+from common.checkpoint import seal, unseal
 from papers.dfloat11.codec import THREADS, Unit, encode, fits
 from papers.dfloat11.kernel.layout import BYTES
 
@@ -70,8 +67,6 @@ class Compressed:
 
     def save(self, path: Path) -> None:
         """Write the file, whole or not at all."""
-        from safetensors.numpy import save
-
         arrays = dict(self.raw)
         for name, unit in self.units.items():
             for mine, theirs in _FILE.items():
@@ -83,8 +78,7 @@ class Compressed:
             name: {"threads_per_block": unit.threads, "members": [[n, list(s)] for n, s in self.members[name].items()]}
             for name, unit in self.units.items()
         }
-        config = json.dumps({"version": VERSION, "bytes_per_thread": BYTES, "units": units}, sort_keys=True)
-        write_whole(path, save(arrays, {"dfloat11": config, "sha256": _checksum(arrays, config)}))
+        seal(path, "dfloat11", arrays, {"version": VERSION, "bytes_per_thread": BYTES, "units": units})
 
 
 def compress(
@@ -132,16 +126,8 @@ def load(path: Path) -> Compressed:
     Raises:
         UserError: it is damaged, cut short, of another version, or made for another number of bytes a thread.
     """
-    from safetensors import SafetensorError, safe_open
-
     try:
-        with safe_open(path, framework="numpy") as file:
-            notes = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        config = notes["dfloat11"]
-        if _checksum(arrays, config) != notes["sha256"]:
-            raise ValueError("its checksum does not fit its content")
-        known = json.loads(config)
+        arrays, known = unseal(path, "dfloat11")
         if known["version"] != VERSION or known["bytes_per_thread"] != BYTES:
             raise ValueError(
                 f"it is of version {known['version']} with {known['bytes_per_thread']} bytes a thread, "
@@ -155,7 +141,7 @@ def load(path: Path) -> Compressed:
             units[name] = Unit(**parts, threads=note["threads_per_block"])
             members[name] = {each: tuple(shape) for each, shape in note["members"]}
         return Compressed(units, members, arrays)
-    except (SafetensorError, ValueError, KeyError, TypeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, OSError) as error:
         raise UserError(f"{path} is no whole DFloat11 file ({error}); write it again") from error
 
 
@@ -167,14 +153,6 @@ def cut(bits: Int16[np.ndarray, " count"], members: Mapping[str, tuple[int, ...]
         found[name] = bits[start : start + size].view(ml_dtypes.bfloat16).reshape(shape)
         start += size
     return found
-
-
-def _checksum(arrays: Mapping[str, np.ndarray], config: str) -> str:
-    whole = hashlib.sha256(config.encode())
-    for name in sorted(arrays):
-        whole.update(f"\0{name} {arrays[name].dtype} {arrays[name].shape}\0".encode())
-        whole.update(np.ascontiguousarray(arrays[name]).view(np.uint8) if arrays[name].ndim else arrays[name].tobytes())
-    return whole.hexdigest()
 
 
 def bfloat16(weights: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -1,14 +1,12 @@
 """The compressed model as one safetensors file, which is what is evaluated; both frameworks write and read the same.
 
 A compressed layer has ``<layer>.values``, ``.meta``, ``.scale`` and, where activations are quantised too, ``.input_scale``.
-All other parameters keep their names, in float16. The notes hold the shape of the network and a checksum of everything.
+All other parameters keep their names, in float16. The note holds the shape of the network.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ import numpy as np
 
 from common import UserError
 from common.architecture import VisionTransformer
-from common.checkpoint import write_whole
+from common.checkpoint import seal, unseal
 from papers.gpusq_vit.compress import Packed
 
 VERSION = 1
@@ -47,8 +45,6 @@ class Compressed:
 
     def save(self, path: Path) -> int:
         """Write the file, whole or not at all; returns its size in bytes."""
-        from safetensors.numpy import save
-
         arrays = dict(self.others)
         for name, layer in self.layers.items():
             arrays |= {f"{name}.values": layer.values, f"{name}.meta": layer.meta}
@@ -62,10 +58,7 @@ class Compressed:
             "columns": {name: layer.k for name, layer in self.layers.items()},
             "architecture": self.architecture and dataclasses.asdict(self.architecture),
         }
-        config = json.dumps(note, sort_keys=True)
-        content = save(arrays, {"sparse24": config, "sha256": _checksum(arrays, config)})
-        write_whole(path, content)
-        return len(content)
+        return seal(path, "sparse24", arrays, note)
 
 
 def load(path: Path) -> Compressed:
@@ -74,16 +67,8 @@ def load(path: Path) -> Compressed:
     Raises:
         UserError: it is damaged, cut short, of another version, or its parts do not fit each other.
     """
-    from safetensors import SafetensorError, safe_open
-
     try:
-        with safe_open(path, framework="numpy") as file:
-            notes = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        config = notes["sparse24"]
-        if _checksum(arrays, config) != notes["sha256"]:
-            raise ValueError("its checksum does not fit its content")
-        note = json.loads(config)
+        arrays, note = unseal(path, "sparse24")
         if note["version"] != VERSION:
             raise ValueError(f"it is of version {note['version']}, this reads version {VERSION}")
         layers, input_scales = {}, {}
@@ -94,16 +79,8 @@ def load(path: Path) -> Compressed:
                 input_scales[name] = float(arrays.pop(f"{name}.input_scale")[0])
         architecture = note["architecture"] and VisionTransformer(**note["architecture"])
         return Compressed(layers, input_scales, arrays, note["bits"], architecture)
-    except (SafetensorError, ValueError, KeyError, TypeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, OSError) as error:
         raise UserError(f"{path} is no whole compressed model ({error}); export it again") from error
-
-
-def _checksum(arrays: dict[str, np.ndarray], config: str) -> str:
-    whole = hashlib.sha256(config.encode())
-    for name in sorted(arrays):
-        whole.update(f"\0{name} {arrays[name].dtype} {arrays[name].shape}\0".encode())
-        whole.update(np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8))
-    return whole.hexdigest()
 
 
 def others(weights: dict[str, np.ndarray], layers: Any) -> dict[str, np.ndarray]:

@@ -15,8 +15,6 @@ from papers.i_vit import network
 from papers.i_vit.simulation import Options, Simulation
 from papers.i_vit.store import Exported
 
-SMALLEST = {8: np.int8, 16: np.int16, 32: np.int32}
-
 
 def convert(
     weights: Weights, names: list[str], ranges: np.ndarray, options: Options, walk: Callable[[Simulation], Any], **notes: Any

@@ -6,10 +6,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 
-class FloatFound(AssertionError):
-    """A graph that should be integer is not."""
-
-
 def floats_torch(function: Callable[..., Any], *inputs: Any) -> list[str]:
     """Names of the nodes of the exported PyTorch graph that hold or make floating-point numbers.
 
@@ -46,12 +42,6 @@ def operations(function: Callable[..., Any], *inputs: Any) -> int:
     import jax
 
     return sum(1 for _ in _equations(jax.make_jaxpr(function)(*inputs).jaxpr))
-
-
-def require_integers(floats: list[str]) -> None:
-    """Raises :class:`FloatFound` naming the first of ``floats``."""
-    if floats:
-        raise FloatFound(f"{len(floats)} floating-point values in the graph, the first at {floats[0]}")
 
 
 def _walk(jaxpr: Any) -> Iterator[tuple[str, str]]:

@@ -3,9 +3,6 @@ checksum of both. Factors m and e lie among the arrays as ``<quantiser>.m`` and 
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +11,7 @@ import numpy as np
 from jaxtyping import Int
 
 from common import UserError
-from common.checkpoint import write_whole
+from common.checkpoint import seal, unseal
 
 VERSION = 1
 KINDS = ("int8", "int16", "int32")
@@ -51,12 +48,9 @@ class Exported:
 
     def save(self, path: Path) -> None:
         """Write the file, whole or not at all."""
-        from safetensors.numpy import save
-
         # Shifts are at most 62.
         arrays = {name: array.astype(np.int8) if name.endswith(".e") else array for name, array in self.arrays.items()}
-        notes = json.dumps({"version": VERSION, **self.notes}, sort_keys=True)
-        write_whole(path, save(arrays, {"i_vit": notes, "sha256": _checksum(arrays, notes)}))
+        seal(path, "i_vit", arrays, {"version": VERSION, **self.notes})
 
 
 def load(path: Path) -> Exported:
@@ -65,29 +59,13 @@ def load(path: Path) -> Exported:
     Raises:
         UserError: it is damaged, cut short, of another version, or holds anything but integers.
     """
-    from safetensors import SafetensorError, safe_open
-
     try:
-        with safe_open(path, framework="numpy") as file:
-            known = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if _checksum(arrays, known["i_vit"]) != known["sha256"]:
-            raise ValueError("its checksum does not fit its content")
-        notes = json.loads(known["i_vit"])
+        arrays, notes = unseal(path, "i_vit")
         if notes.pop("version") != VERSION:
             raise ValueError(f"it is not of version {VERSION}")
         wrong = [name for name, array in arrays.items() if array.dtype.name not in KINDS]
         if wrong:
             raise ValueError(f"{wrong[0]} is {arrays[wrong[0]].dtype}, not an integer")
         return Exported({n: a.astype(np.int32) if n.endswith(".e") else a for n, a in arrays.items()}, notes)
-    except (SafetensorError, ValueError, KeyError, TypeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, OSError) as error:
         raise UserError(f"{path} is no whole file of an integer network ({error}); export it again") from error
-
-
-def _checksum(arrays: Mapping[str, np.ndarray], notes: str) -> str:
-    whole = hashlib.sha256(notes.encode())
-    for name in sorted(arrays):
-        whole.update(
-            f"\0{name} {arrays[name].dtype} {arrays[name].shape}\0".encode() + np.ascontiguousarray(arrays[name]).tobytes()
-        )
-    return whole.hexdigest()

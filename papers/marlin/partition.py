@@ -60,31 +60,6 @@ class Schedule:
         """Tiles over the places for tiles while the longest block runs."""
         return self.owner.size / (self.blocks * self.iterations)
 
-    def makespan(self, hand_over: float = 0.0) -> float:
-        """Time until all is done, in tiles: a block takes its tiles in order and waits for the sum from below; a hand-over
-        costs ``hand_over`` tiles."""
-        free, done = np.zeros(self.blocks), dict[tuple[int, int], float]()
-        # From the last column's bottom upwards every sum that is waited for is known.
-        segments = self.segments()
-        for block in sorted({block for block, *_ in segments}, reverse=True):
-            for _, column, first, last in [each for each in segments if each[0] == block]:
-                now = free[block] + last - first
-                if last < self.owner.shape[0]:
-                    now = max(now, done[column, last]) + hand_over
-                free[block] = done[column, first] = float(now)
-        return float(free.max())
-
-    def segments(self) -> list[tuple[int, int, int, int]]:
-        """(block, column, first tile, behind the last tile), in the order in which tiles are counted."""
-        k_tiles = self.owner.shape[0]
-        flat = self.owner.T.reshape(-1)
-        starts = np.flatnonzero(np.r_[True, np.diff(flat) != 0] | (np.arange(flat.size) % k_tiles == 0))
-        ends = np.r_[starts[1:], flat.size]
-        return [
-            (int(flat[s]), int(s // k_tiles), int(s % k_tiles), int((e - 1) % k_tiles + 1))
-            for s, e in zip(starts, ends, strict=True)
-        ]
-
 
 def striped(k_tiles: int, n_tiles: int, blocks: int, unit: int = 1) -> Schedule:
     """Each block has the next ceil(tiles / blocks) tiles, rounded up to a multiple of ``unit``, the tiles of a group, so that no

@@ -1,12 +1,10 @@
 """Packed layers as arrays and as one file that both frameworks read, with the authors' names: ``<layer>.B`` and ``<layer>.s``.
 
-The notes hold the shape of each layer before it was padded to the format, and a checksum of everything.
+The note holds the shape of each layer before it was padded to the format.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from common import UserError
-from common.checkpoint import write_whole
+from common.checkpoint import seal, unseal
 from common.gptq import Rounded
 from common.ops import framework
 from kernels.gemm_w4a16 import GROUP, check_packed, pack
@@ -61,16 +59,11 @@ def padded(outputs: int, inputs: int) -> tuple[int, int]:
 
 def save(path: Path, layers: Mapping[str, Packed]) -> None:
     """Write the file, whole or not at all; layers of either framework."""
-    from safetensors.numpy import save as bytes_of
-
     arrays = {}
     for name, layer in layers.items():
         arrays[f"{name}.B"], arrays[f"{name}.s"] = np.asarray(layer.words), np.asarray(layer.scales)
     shapes = {name: [layer.outputs, layer.inputs, layer.group] for name, layer in layers.items()}
-    notes = {"version": VERSION, "layers": shapes}
-    # One note alone: safetensors keeps several in no order, and the same layers should be the same bytes.
-    whole = json.dumps({**notes, "sha256": _checksum(arrays, notes)}, sort_keys=True)
-    write_whole(path, bytes_of(arrays, {"marlin": whole}))
+    seal(path, "marlin", arrays, {"version": VERSION, "layers": shapes})
 
 
 def load(path: Path) -> dict[str, Packed]:
@@ -79,14 +72,8 @@ def load(path: Path) -> dict[str, Packed]:
     Raises:
         UserError: it is damaged, cut short, of another version, or a layer does not fit the format.
     """
-    from safetensors import SafetensorError, safe_open
-
     try:
-        with safe_open(path, framework="numpy") as file:
-            notes = json.loads((file.metadata() or {})["marlin"])
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if _checksum(arrays, notes) != notes.pop("sha256"):
-            raise ValueError("its checksum does not fit its content")
+        arrays, notes = unseal(path, "marlin")
         if notes["version"] != VERSION:
             raise ValueError(f"it is of version {notes['version']}, this reads version {VERSION}")
         layers = {}
@@ -99,14 +86,5 @@ def load(path: Path) -> dict[str, Packed]:
                 )
             layers[name] = Packed(words, scales, outputs, inputs, group)
         return layers
-    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise UserError(f"{path} is no whole file of packed layers ({error}); write it again") from error
-
-
-def _checksum(arrays: Mapping[str, np.ndarray], notes: Mapping[str, Any]) -> str:
-    signed = {name: note for name, note in notes.items() if name != "sha256"}
-    whole = hashlib.sha256(json.dumps(signed, sort_keys=True).encode())
-    for name in sorted(arrays):
-        whole.update(f"\0{name} {arrays[name].dtype} {arrays[name].shape}\0".encode())
-        whole.update(arrays[name].tobytes())
-    return whole.hexdigest()

@@ -100,16 +100,6 @@ class Engine:
         return int(self.chip.room / (self.load.cache * self.constants.occupancy))
 
 
-def saturated(batch: Any, output: Any, step: Any, stall: Any) -> tuple[Any, Any]:
-    """Rate and time between tokens of a full batch; :func:`common.serving.saturated` for sizes that are arrays, t_d / (1 - r t_p)
-    written as t_d + n t_p / (o - 1).
-
-    Args:
-        step: t_d; stall: t_p, 0 if a prefill holds nobody up.
-    """
-    return batch / ((output - 1) * step + batch * stall), step + batch * stall / (output - 1)
-
-
 def serve(architecture: Transformer) -> Load:
     """In 16 bits."""
     return Load(float(architecture.parameters()), counts.weight_bytes(architecture), counts.cache_bytes(architecture, 1))

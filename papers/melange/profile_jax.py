@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from papers.melange.profile import Chip, Constants, Load, saturated
+from common.serving import saturated
+from papers.melange.profile import Chip, Constants, Load
 
 
 @partial(jax.jit, static_argnames=("load", "most", "stalls"))

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from papers.melange.profile import Chip, Constants, Load, saturated
+from common.serving import saturated
+from papers.melange.profile import Chip, Constants, Load
 
 
 def max_rate(

@@ -11,10 +11,10 @@ import numpy as np
 
 from common.ledger import NotRun, Value
 from common.runner import Run
+from common.serving import saturated
 from papers.melange import published
 from papers.melange.checks import batch_of
 from papers.melange.config import Config, Framework
-from papers.melange.profile import saturated
 from papers.melange.profiler import max_rate, send, toy_server
 from papers.melange.service import OBJECTIVES, Service, tabulate
 from papers.melange.solver import Problem, allocate

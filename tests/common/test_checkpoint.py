@@ -1,8 +1,9 @@
+import ml_dtypes
 import numpy as np
 import pytest
 
 from common import UserError
-from common.checkpoint import Checkpoint, write_whole
+from common.checkpoint import Checkpoint, seal, unseal, write_whole
 
 
 def test_round_trip(tmp_path):
@@ -35,3 +36,20 @@ def test_failed_write_leaves_the_old_file(tmp_path):
         write_whole(path, "not bytes")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_sealed_file_is_the_same_bytes_each_time_and_of_one_kind(tmp_path):
+    arrays = {"b": np.arange(3, dtype=ml_dtypes.bfloat16), "a": np.float32(2.5), "none": np.zeros((0, 4), np.int8)}
+    assert seal(tmp_path / "x", "tables", arrays, {"n": 1, "m": [2]}) == (tmp_path / "x").stat().st_size
+    seal(tmp_path / "y", "tables", dict(reversed(arrays.items())), {"m": [2], "n": 1})
+    assert (tmp_path / "x").read_bytes() == (tmp_path / "y").read_bytes()
+    found, note = unseal(tmp_path / "x", "tables")
+    assert note == {"n": 1, "m": [2]}
+    assert all(np.array_equal(found[name], arrays[name]) and found[name].dtype == arrays[name].dtype for name in arrays)
+    with pytest.raises(ValueError, match="chairs"):
+        unseal(tmp_path / "x", "chairs")
+    # The note is under the checksum too.
+    (tmp_path / "x").write_bytes((tmp_path / "y").read_bytes().replace(b'n\\\\\\": 1', b'n\\\\\\": 2'))
+    assert (tmp_path / "x").read_bytes() != (tmp_path / "y").read_bytes()
+    with pytest.raises(ValueError, match="checksum does not fit"):
+        unseal(tmp_path / "x", "tables")

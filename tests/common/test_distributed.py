@@ -15,7 +15,7 @@ import psutil
 import pytest
 import torch
 
-from common import ROOT
+from common import ROOT, meter
 from common.distributed import Group, RankError, launch, on_devices
 
 pytestmark = pytest.mark.xdist_group("distributed")
@@ -83,7 +83,7 @@ def test_a_rank_that_hangs_is_ended() -> None:
 
 SLEEPER = """
 import os, time
-from common import ROOT
+from common import ROOT, meter
 from common.distributed import launch
 
 def sleeper(group):
@@ -138,3 +138,15 @@ def test_bad_input_is_refused() -> None:
         launch(collectives, 0, 1)
     with pytest.raises(ValueError, match="devices is 0"):
         on_devices(devices, 0)
+
+
+def working(group: Group) -> None:
+    until = time.process_time() + 0.4
+    while time.process_time() < until:
+        pass
+
+
+def test_time_of_ranks_that_have_ended_is_this_process_own() -> None:
+    before = meter._own_seconds()
+    launch(working, 2)
+    assert meter._own_seconds() - before >= 0.8

@@ -202,3 +202,27 @@ def test_bad_input_is_refused() -> None:
         model.solve(solver="gurobi")
     with pytest.raises(ValueError, match="time above 0"):
         model.solve(time_limit=0)
+
+
+@pytest.mark.parametrize("solver", ["highs", "cp_sat", "cbc"])
+def test_whole_rows_of_very_different_coefficients_are_exact(solver):
+    if solver in PEERS:
+        pytest.importorskip(PEERS[solver])
+    # The sum in excess of a share, as for loads in tokens: u - 7 x >= -100,003, where x weighs up to 300,000.
+    model = Model()
+    x, u = model.binaries("x", (3,)), model.integers("u", (), high=10**6)
+    loads = np.array([300_000, 123_457, 50_021])
+    model.require("one of each", x.sum() == 2)
+    model.require("excess", u >= (x * loads).sum() - 100_003)
+    model.minimise(u + 0.0)
+    solution = model.solve(solver=solver)
+    assert (solution.objective, solution["u"].tolist(), solution["x"].tolist()) == (73_475.0, 73_475, [0, 1, 1])
+
+
+def test_the_sum_of_nothing_is_zero():
+    model = Model()
+    none = model.integers("none", (0, 3), high=1)
+    assert none.sum(axis=1).shape == (0,)
+    total = none.sum()
+    assert total.shape == ()
+    assert float(total.constant) == 0

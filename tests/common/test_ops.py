@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from common import ROOT
-from common.ops import Operation, discover, framework
+from common.ops import Operation, discover, framework, readable
 from kernels.linear_attention import lightning_attention
 
 
@@ -96,3 +96,12 @@ def test_no_arrays_at_all():
 def test_discovery_finds_every_room():
     found = [(operation.room, operation.name) for operation in discover()]
     assert found == sorted(found) and ("kernels.linear_attention", "lightning_attention") in found
+
+
+def test_what_is_traced_is_not_readable():
+    constant, seen = jnp.ones(2), []
+    jax.jit(lambda x: seen.append((readable(x), readable(constant))) or x)(constant)
+    assert seen == [(False, False)]
+    assert readable(constant)
+    assert readable(np.ones(2))
+    assert readable(torch.ones(2))

@@ -105,7 +105,7 @@ def test_a_full_batch_equals_the_closed_form(batch: int) -> None:
     # Staggered at the start, so that the places of the running requests are spread as in the long run.
     first = [Request(0.0, prompt, 1 + (output - 1) * (each + 1) // batch) for each in range(batch)]
     served = simulate([*first, *[Request(0.0, prompt, output)] * (60 * batch)], prefill=prefill, decode=decode, slots=batch)
-    rate, between = saturated(batch, prompt, output, prefill=prefill, decode=decode)
+    rate, between = saturated(batch, output, decode(batch, batch * (prompt + output // 2)), prefill(prompt))
     late = slice(20 * batch, 50 * batch)
     order = np.sort(served.finished)[late]
     assert (len(order) - 1) / (order[-1] - order[0]) == pytest.approx(rate, rel=0.01)

@@ -372,5 +372,5 @@ def test_notes_are_json(file):
     from safetensors import safe_open
 
     with safe_open(file, framework="numpy") as opened:
-        notes = json.loads(opened.metadata()["dfloat11"])
+        notes = json.loads(json.loads(opened.metadata()["dfloat11"])["note"])
     assert notes["bytes_per_thread"] == 8 and notes["units"]["embedding"]["threads_per_block"] == 16

@@ -1,7 +1,5 @@
 """The packed file and the files between the stages: everything comes back, nothing damaged is read."""
 
-import json
-
 import hypothesis.strategies as st
 import numpy as np
 import pytest
@@ -10,6 +8,7 @@ from safetensors.numpy import save_file
 
 from common import UserError
 from common.architecture import VisionTransformer
+from common.checkpoint import seal
 from papers.gpusq_vit import compress, sizes, store, tool
 from papers.gpusq_vit.config import Config
 from papers.gpusq_vit.stages import load_feature_losses, save_feature_losses
@@ -98,8 +97,7 @@ def test_parts_that_do_not_fit_are_refused(tmp_path):
 
     def write(**changes):
         note = {"version": 1, "bits": 8, "columns": {"up": 20}, "architecture": None} | changes
-        config = json.dumps(note)
-        save_file(arrays, tmp_path / "a", {"sparse24": config, "sha256": store._checksum(arrays, config)})
+        seal(tmp_path / "a", "sparse24", arrays, note)
 
     write()
     with pytest.raises(UserError, match="values and places are"):

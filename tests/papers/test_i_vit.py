@@ -213,8 +213,6 @@ def test_guard_finds_a_float(kind, exported):
         guard.floats_torch(lambda a, c: run(a, c, fault), exported.torch(), torch.from_numpy(codes)),
     ):
         assert found
-        with pytest.raises(guard.FloatFound, match="floating-point values in the graph, the first at"):
-            guard.require_integers(found)
 
 
 def test_guard_looks_into_branches():

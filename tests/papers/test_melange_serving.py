@@ -14,12 +14,11 @@ from hypothesis import strategies as st
 from common import UserError, zoo
 from common.models.transformer_torch import generate
 from common.serving import Request, simulate
-from common.serving import saturated as shared
 from papers.melange import published
 from papers.melange.batched import Batched
 from papers.melange.checks import batch_of
 from papers.melange.engine import full_rate, simulate_paged
-from papers.melange.profile import Chip, Constants, Engine, chip, gain, saturated, serve, table
+from papers.melange.profile import Chip, Constants, Engine, chip, gain, serve, table
 from papers.melange.profiler import Endpoint, max_rate, send, toy_server
 
 pytestmark = pytest.mark.xdist_group("melange")
@@ -51,14 +50,6 @@ def test_bisection_finds_what_a_search_through_all_batches_finds() -> None:
             assert got == pytest.approx(batch / ((output - 1) * step + batch * one.prefill(prompt)))
 
 
-def test_full_batch_is_the_shared_closed_form() -> None:
-    one, n = engine("L4"), np.arange(1.0, 60)
-    decode = lambda batch, context: np.maximum(0.02, 1e-3 * batch) + 1e-7 * context  # noqa: E731
-    want = shared(n, 250, 100, prefill=one.prefill, decode=decode)
-    np.testing.assert_allclose(saturated(n, 100, decode(n, n * 300), one.prefill(250)), want, rtol=1e-12)
-
-
-@settings(max_examples=25)
 @given(st.integers(0, 2**31))
 def test_frameworks_agree_and_the_profile_is_monotone(seed) -> None:
     rng = np.random.default_rng(seed)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from kernels import sparse24
+from kernels.gemm_w4a16.torch_impl import single
 
 from .layout import COLUMNS, GROUPS, KEPT, LANES, META, META_COLUMNS, META_SIZES, NIBBLES, ROWS, SIZES, WORDS, scale_pattern
 
@@ -72,10 +73,8 @@ def forward(x: Float[Tensor, "m k"], values: Tensor, meta: Tensor, scales: Tenso
     if x.device.type == "cpu" and wide == torch.float32 and len(x) and not torch.compiler.is_compiling():
         from . import compiled
 
-        factors = _moved(scales.float(), scale_pattern(len(scales) == 1), GROUPS)
-        y = torch.from_numpy(
-            compiled.product(x.float().numpy(), values.numpy(), meta.numpy(), factors.numpy(), torch.get_num_threads())
-        )
+        factors = single(_moved(scales, scale_pattern(len(scales) == 1), GROUPS))
+        y = torch.from_numpy(compiled.product(single(x), values.numpy(), meta.numpy(), factors, torch.get_num_threads()))
         return rearrange(y, f"m {LANES} -> m {COLUMNS}", c=8, block=2, j=4).to(x.dtype)
     y = x.new_zeros(len(x), values.shape[1] // 2, dtype=wide)
     for rows, w in _tiles(values, meta, scales, wide):
