@@ -1,15 +1,17 @@
-"""Several processes on this machine: ranks of torch.distributed over gloo, and devices of a JAX mesh on the CPU.
+"""Several processes: ranks of torch.distributed, and devices of a JAX mesh on the CPU.
 
     def work(group, x): ...            # a function of a module, run by every rank
     results = launch(work, 4, x)       # what each rank returned, by rank
 
-Ranks come from a fork server that has torch loaded, so that a second launch takes a tenth of a second. A rank that fails
-or dies ends them all within seconds, and the error names it.
+Ranks come from a fork server that has torch loaded, so that a second launch takes a tenth of a second; :class:`Ranks` keeps
+them for several calls. A rank that fails or dies ends them all within seconds, and the error names it. Under torchrun or
+submitit the same calls use the ranks that were started. :mod:`common.distributed.differentiable` has what autograd passes.
 """
 
 from __future__ import annotations
 
+from .group import Group, Pending, Traffic
 from .mesh import on_devices
-from .ranks import Group, RankError, launch
+from .ranks import RankError, Ranks, launch, started
 
-__all__ = ["Group", "RankError", "launch", "on_devices"]
+__all__ = ["Group", "Pending", "RankError", "Ranks", "Traffic", "launch", "on_devices", "started"]

@@ -1,107 +1,165 @@
-"""Ranks over gloo, and their collectives with every byte counted."""
+"""Ranks: processes that are started here, or those that torchrun, SLURM or submitit have started."""
 
 from __future__ import annotations
 
 import datetime
+import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, NamedTuple
 
-import numpy as np
-from jaxtyping import Int64
+from .group import Group, Traffic, _handle
+from .processes import RankError, Workers
 
-from . import processes
-from .processes import RankError
-
-__all__ = ["Group", "RankError", "launch"]
+__all__ = ["Group", "RankError", "Ranks", "launch", "started"]
 
 
-class Group:
-    """One rank's view of all ranks.
+class Started(NamedTuple):
+    """The place of this process among those that a launcher has started."""
 
-    Attributes:
-        rank, size: its number, and how many there are.
-        sent: bytes that it has sent to each rank by :meth:`all_to_all`, itself included (they stay in its memory).
-        reduced: bytes that it has given to :meth:`all_reduce`; gathered: to :meth:`all_gather`.
+    rank: int
+    size: int
+    local: int
+    meeting: str
+    """How the ranks find each other, as ``init_method`` of torch.distributed."""
+
+
+def started() -> Started | None:
+    """The place of this process if torchrun, or submitit on SLURM or here, has started several; else None."""
+    env = os.environ
+    if env.keys() >= {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}:
+        place = Started(int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", 0)), "env://")
+    elif "SUBMITIT_EXECUTOR" in env:
+        import submitit
+
+        job = submitit.JobEnvironment()
+        # The folder of its jobs is shared by all hosts; a file in it needs no free port.
+        meeting = f"file://{job.paths.folder.resolve()}/{job.job_id}_{job.num_tasks}.meeting"
+        place = Started(job.global_rank, job.num_tasks, job.local_rank, meeting)
+    else:
+        return None
+    return place if place.size > 1 else None
+
+
+class Ranks:
+    """Ranks that are kept between calls: a second call takes milliseconds, and finds its modules imported.
+
+        with Ranks(4) as ranks:
+            results = ranks.run(work, x)      # work(group, x) in each of four processes over gloo
+
+    Where a launcher has started this process among others (:func:`started`), those take the work instead, the first ``size``
+    of them, and every one returns all results. After an error the ranks are gone; the next call starts others.
+
+    Args:
+        size: how many.
+        timeout: seconds for every wait within a collective, and for a call that names no other.
+
+    Raises:
+        ValueError: no ranks, or more than the launcher has started.
     """
 
-    def __init__(self, rank: int, size: int) -> None:
-        self.rank, self.size = rank, size
-        self.sent: Int64[np.ndarray, " ranks"] = np.zeros(size, np.int64)
-        self.reduced = self.gathered = 0
+    def __init__(self, size: int, timeout: float = 120.0) -> None:
+        if size < 1:
+            raise ValueError(f"ranks is {size}; wanted at least one")
+        self.size, self.timeout, self.place = size, timeout, started()
+        if self.place and size > self.place.size:
+            raise ValueError(f"{size} ranks are wanted and {self.place.size} were started; start {size}, or ask for fewer")
+        self._workers: Workers | None = None
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
 
-    def all_to_all(self, parts: Sequence[Any]) -> list[Any]:
-        """Send ``parts[r]`` to rank r and return what each rank sent; parts differ in their first axis alone."""
-        import torch
-        import torch.distributed as dist
+    def run(self, function: Callable[..., Any], *arguments: Any, timeout: float | None = None) -> list[Any]:
+        """Call ``function(group, *arguments)`` in every rank and return what each returned, by rank.
 
-        if len(parts) != self.size:
-            raise ValueError(f"all_to_all: {len(parts)} parts for {self.size} ranks; wanted one for each, empty ones too")
-        lengths = torch.tensor([len(part) for part in parts])
-        incoming = torch.empty_like(lengths)
-        dist.all_to_all_single(incoming, lengths)
-        self.sent += np.array([part.numel() * part.element_size() for part in parts])
-        out = parts[0].new_empty(int(incoming.sum()), *parts[0].shape[1:])
-        dist.all_to_all_single(out, torch.cat(list(parts)), incoming.tolist(), lengths.tolist())
-        return list(out.split(incoming.tolist()))
+        Args:
+            function: of a module that can be imported (no lambda, not of ``__main__`` in a notebook).
+            arguments: pickled for every rank; tensors are copied.
 
-    def all_reduce(self, x: Any) -> Any:
-        """The sum over ranks; x is left as it is."""
-        import torch.distributed as dist
+        Raises:
+            RankError: a rank raised, died or overran; all have been ended.
+        """
+        if self.place:
+            return _join(self.place, self.size, self.timeout, function, arguments)
+        if self._workers is None or not self._workers.alive:
+            self._start()
+        assert self._workers is not None
+        each = [(function, rank, self.size, self.timeout, arguments) for rank in range(self.size)]
+        return self._workers.call(_work, each, timeout or self.timeout)
 
-        total = x.clone()
-        self.reduced += x.numel() * x.element_size()
-        dist.all_reduce(total)
-        return total
+    def close(self) -> None:
+        """End the ranks."""
+        if self._workers is not None:
+            self._workers.close()
+            self._workers = None
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
 
-    def all_gather(self, x: Any) -> list[Any]:
-        """x of every rank, all of one shape."""
-        import torch
-        import torch.distributed as dist
+    def __enter__(self) -> Ranks:
+        return self
 
-        found = [torch.empty_like(x) for _ in range(self.size)]
-        self.gathered += x.numel() * x.element_size()
-        dist.all_gather(found, x.contiguous())
-        return found
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
 
-    def barrier(self) -> None:
-        """Wait for all ranks."""
-        import torch.distributed as dist
-
-        dist.barrier()
+    def _start(self) -> None:
+        self.close()
+        self._workers, self._folder = Workers(self.size), tempfile.TemporaryDirectory(prefix="ranks-")
+        # A file needs no free port, so any number of runs can start at once.
+        meeting = f"file://{Path(self._folder.name) / 'meeting'}"
+        try:
+            self._workers.call(_meet, [(rank, self.size, meeting, self.timeout) for rank in range(self.size)], self.timeout)
+        except BaseException:
+            self.close()
+            raise
 
 
 def launch(function: Callable[..., Any], ranks: int, *arguments: Any, timeout: float = 120.0) -> list[Any]:
-    """Call ``function(group, *arguments)`` in ``ranks`` processes and return what each returned, by rank.
-
-    Args:
-        function: of a module that can be imported (no lambda, not of ``__main__`` in a notebook).
-        arguments: pickled for every rank; tensors are copied.
-        timeout: seconds for all of it, and for every collective.
+    """Call ``function(group, *arguments)`` in ``ranks`` processes; :class:`Ranks` for one call.
 
     Raises:
         RankError: a rank raised, died or overran; the others have been ended.
         ValueError: no ranks.
     """
-    if ranks < 1:
-        raise ValueError(f"launch: ranks is {ranks}; wanted at least one")
-    with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
-        meeting = str(Path(folder) / "meeting")
-        each = [(function, rank, ranks, meeting, timeout, arguments) for rank in range(ranks)]
-        return processes.run(_rank, each, timeout, ["torch", "torch.distributed"])
+    with Ranks(ranks, timeout) as these:
+        return these.run(function, *arguments)
 
 
-def _rank(function: Callable[..., Any], rank: int, size: int, meeting: str, timeout: float, arguments: tuple[Any, ...]) -> Any:
+def _meet(rank: int, size: int, meeting: str, timeout: float, backend: str = "gloo") -> None:
     import torch
     import torch.distributed as dist
 
     torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{meeting}", rank=rank, world_size=size, timeout=datetime.timedelta(seconds=timeout)
-    )
+    if size > 1:
+        wait = datetime.timedelta(seconds=timeout)
+        dist.init_process_group(backend, init_method=meeting, rank=rank, world_size=size, timeout=wait)
+
+
+def _work(function: Callable[..., Any], rank: int, size: int, timeout: float, arguments: tuple[Any, ...]) -> Any:
+    import torch.distributed as dist
+
+    handle = dist.group.WORLD if size > 1 else None
+    group = Group("world", rank, range(size), handle, Traffic(size), timeout=timeout)
     # After an error the process ends at once; leaving the group first would let others fail, and report, before it.
-    result = function(Group(rank, size), *arguments)
-    dist.barrier()  # who leaves early cuts the others' connections
-    dist.destroy_process_group()
+    result = function(group, *arguments)
+    group.barrier()  # who leaves early cuts the others' connections
     return result
+
+
+def _join(place: Started, size: int, timeout: float, function: Callable[..., Any], arguments: tuple[Any, ...]) -> list[Any]:
+    """Take part in a call of the first ``size`` of the ranks that a launcher has started."""
+    import torch
+    import torch.distributed as dist
+
+    device = f"cuda:{place.local}" if torch.cuda.is_available() else "cpu"
+    if not dist.is_initialized():
+        if device != "cpu":
+            torch.cuda.set_device(device)
+        _meet(place.rank, place.size, place.meeting, timeout, "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl")
+    mine = None
+    if place.rank < size:
+        handle = dist.group.WORLD if size == place.size else _handle(tuple(range(size)), timeout)
+        mine = function(Group("world", place.rank, range(size), handle, Traffic(place.size), device, timeout), *arguments)
+    results: list[Any] = [None] * place.size
+    dist.all_gather_object(results, mine)
+    return results[:size]
