@@ -6,14 +6,17 @@ Only this file knows Hydra.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import re
+import shutil
 import sys
 from typing import Any
 
 from common import UserError, ledger, records, runner
 from common.config import describe
+from common.distributed.place import started
 from common.locks import exclusive, machine_to_itself, outputs
 from common.plain import from_plain, plain
 
@@ -128,11 +131,15 @@ def _hydra(slug: str, words: list[str], flags: set[str]) -> int:
 
 
 def _reproduce(slug: str, preset: str, config: Any, overrides: list[str], flags: set[str]) -> int:
+    place = started()
+    if place and place.rank:
+        return _follow(slug, preset, config, overrides, flags, place.rank)
     book = ledger.load(slug)
     if "--record" in flags:
         _refuse_record(overrides)
     folder = outputs() / slug / _folder_name(preset, overrides)
-    with machine_to_itself() as busy, exclusive(folder):
+    alone = contextlib.nullcontext() if place else machine_to_itself()
+    with alone as busy, exclusive(folder):
         run = runner.prepare(slug, config, folder, busy=busy)
         results = runner.execute(slug, preset, config, run)
         rows = records.judge(slug, book, results)
@@ -152,16 +159,34 @@ def _reproduce(slug: str, preset: str, config: Any, overrides: list[str], flags:
     return 1 if lines else 0
 
 
-def _controls(slug: str, preset: str, book: ledger.Ledger, folder: Any, busy: Any) -> dict[str, Any]:
-    """Run the controls of all claims, those with equal overrides together: {claim: {control, value, verdict}}."""
+def _follow(slug: str, preset: str, config: Any, overrides: list[str], flags: set[str], rank: int) -> int:
+    """Measure as rank 0 does, which a launcher has started beside this one and which alone judges, prints and records."""
+    folder = outputs() / slug / _folder_name(preset, overrides) / f".rank-{rank}"
+    try:
+        runner.execute(slug, preset, config, runner.prepare(slug, config, folder, quiet=True))
+        for control, names in _control_groups(ledger.load(slug)) if "--controls" in flags else []:
+            changed = runner.configure(slug, preset, control)
+            runner.execute(slug, preset, changed, runner.prepare(slug, changed, folder, only=names, quiet=True))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return 0
+
+
+def _control_groups(book: ledger.Ledger) -> list[tuple[dict[str, Any], frozenset[str]]]:
+    """The controls of all claims, those with equal overrides together."""
     groups: dict[str, tuple[dict[str, Any], set[str]]] = {}
     for claim in book.claims:
         if claim.control is not None:
             groups.setdefault(repr(sorted(claim.control.items())), (claim.control, set()))[1].add(claim.id)
+    return [(control, frozenset(names)) for control, names in groups.values()]
+
+
+def _controls(slug: str, preset: str, book: ledger.Ledger, folder: Any, busy: Any) -> dict[str, Any]:
+    """Run the controls of all claims: {claim: {control, value, verdict}}."""
     found = {}
-    for control, names in groups.values():
+    for control, names in _control_groups(book):
         config = runner.configure(slug, preset, control)
-        run = runner.prepare(slug, config, folder / "control", only=frozenset(names), busy=busy)
+        run = runner.prepare(slug, config, folder / "control", only=names, busy=busy)
         values = runner.execute(slug, preset, config, run)["claims"]
         for name in sorted(names):
             value = run.busy if book.by_id[name].timing and run.busy else from_plain(values[name])

@@ -27,6 +27,7 @@ import numpy as np
 
 from common import ROOT, UserError, hardware, meter
 from common.checkpoint import Checkpoint, write_whole
+from common.distributed.place import started
 from common.ledger import NotRun, Value
 from common.locks import exclusive, outputs
 from common.machine import gpu, machine, revision, versions
@@ -89,7 +90,8 @@ class Run:
         with meter.others() as cores:
             yield
             used = cores()
-        if self.busy is None and used > meter.BUSY_CORES:
+        # The other ranks of a launcher are at work on the same run.
+        if self.busy is None and used > meter.BUSY_CORES and not started():
             self.busy = NotRun(f"machine busy: other processes used {used:.1f} cores during a timing", busy=True)
 
     def figure(self, name: str, draw: Callable[[], Any]) -> None:

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from .group import Group, Pending, Traffic
 from .mesh import on_devices
-from .ranks import RankError, Ranks, launch, started
+from .place import started
+from .processes import RankError
+from .ranks import Ranks, launch
 
 __all__ = ["Group", "Pending", "RankError", "Ranks", "Traffic", "launch", "on_devices", "started"]

@@ -236,6 +236,52 @@ def test_two_runs_of_one_folder(toy, tmp_path, monkeypatch):
     assert "machine busy" in second.stdout.replace("\n", " ")
 
 
+RANKED = """
+import torch
+from common.command_line import main
+from common.distributed import launch
+
+def work(group, result):
+    return group.all_reduce(torch.tensor([result])).item() / group.size
+
+def measure(config, run):
+    from papers.toy import reproduce
+
+    found = launch(reproduce.work, 2, config.result)
+    assert found == [config.result] * 2
+    with run.timing():
+        pass
+    values = {"walk": -5.0 if config.fault else found[0], "speed": 3.0, "count": 7}
+    return {name: value for name, value in values.items() if run.wants(name)}
+
+if __name__ == "__main__":
+    raise SystemExit(main("toy"))
+"""
+
+
+@pytest.mark.xdist_group("distributed")
+@pytest.mark.parametrize("launcher", ["torchrun", "submitit"])
+def test_ranks_of_a_launcher_make_one_run(toy, tmp_path, monkeypatch, launcher):
+    """Two processes of the same command measure together; the first alone judges, prints and writes."""
+    environment = _in_a_checkout(toy, tmp_path, monkeypatch)
+    (toy / "reproduce.py").write_text(RANKED)
+    if launcher == "torchrun":
+        start = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+        words = ["preset=smoke", "--controls"]
+        folder = tmp_path / "outputs/toy/smoke"
+    else:
+        start, folder = [], tmp_path / "outputs/toy/smoke,steps=3"
+        words = ["-m", "preset=smoke", "steps=3", "hydra/launcher=submitit_local", "hydra.launcher.tasks_per_node=2"]
+    command = [sys.executable, "-m", *start, "papers.toy.reproduce", *words]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    logs = "".join(path.read_text() for path in sorted(tmp_path.glob("outputs/.sweep/**/*.out")))
+    assert done.returncode == 0, done.stderr + logs
+    assert (done.stdout + logs).count("agrees at reduced scale") == 2  # walk and speed, once each
+    assert json.loads((folder / "results.json").read_text())["claims"]["walk"] == 1.0
+    assert not list(folder.glob(".rank-*"))
+    assert [path.name for path in (tmp_path / "outputs/toy").iterdir()] == [folder.name]
+
+
 def _in_a_checkout(room: Path, root: Path, monkeypatch) -> dict[str, str]:
     """An environment in which child processes take ``root`` for the checkout."""
     for name in ("common", "kernels"):

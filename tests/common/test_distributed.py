@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -209,6 +210,60 @@ def test_a_rank_that_ends_badly_ends_all_and_is_named(function: object, says: st
 def test_a_rank_that_hangs_is_ended() -> None:
     with pytest.raises(RankError, match="did not end within 3 s"):
         launch(hanging, 2, timeout=3.0)
+
+
+def waiting(group: Group, kind: str) -> float:
+    """Rank 1 never comes; rank 0 says how long it waited."""
+    start = time.monotonic()
+    if group.rank == 1:
+        time.sleep(6)
+        return 0.0
+    x = torch.zeros(2)
+    with pytest.raises(RuntimeError):
+        group.exchange(receive=[(x, 1)]).wait() if kind == "exchange" else group.all_reduce(x)
+    os._exit(int(10 * (time.monotonic() - start)))
+
+
+@pytest.mark.parametrize("kind", ["exchange", "all_reduce"])
+def test_every_wait_has_a_time_out(kind: str) -> None:
+    with Ranks(2, timeout=2.0) as ranks, pytest.raises(RankError, match=r"rank 0 of 2 ended with exit status (1\d|2\d|3\d) "):
+        ranks.run(waiting, kind, timeout=30.0)
+
+
+def stepping(group: Group, folder: str) -> None:
+    Path(folder, str(group.rank)).write_text(str(os.getpid()))
+    for _ in range(10_000):
+        group.all_reduce(torch.zeros(1000))
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize("times", [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_a_rank_killed_at_any_moment_ends_all_and_leaves_nothing(
+    times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    draw = np.random.default_rng(times)
+    for attempt in range(times):
+        folder, victim = tmp_path / str(attempt), int(draw.integers(3))
+        folder.mkdir()
+        pause = float(draw.random())
+
+        def kill(folder: Path = folder, victim: int = victim, pause: float = pause) -> None:
+            while sum(path.stat().st_size > 0 for path in folder.iterdir()) < 3:
+                time.sleep(0.01)
+            time.sleep(pause)
+            os.kill(int((folder / str(victim)).read_text()), signal.SIGKILL)
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        start = time.monotonic()
+        with pytest.raises(RankError, match=f"rank {victim} of 3 was killed by SIGKILL"):
+            launch(stepping, 3, str(folder))
+        killer.join()
+        assert time.monotonic() - start < 15
+        assert not any(running(int(path.read_text())) for path in folder.iterdir())
+        assert not list((tmp_path / "temporary").iterdir())
 
 
 SLEEPER = """
