@@ -14,7 +14,7 @@ import psutil
 
 from common import ROOT
 
-_PACKAGES = ("torch", "jax", "jaxlib", "flax", "optax", "triton", "numpy", "scipy", "numba", "einops")
+_PACKAGES = ("torch", "jax", "jaxlib", "flax", "optax", "triton", "numpy", "scipy", "numba", "einops", "mpi4py", "mpich")
 
 
 @functools.cache
