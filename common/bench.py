@@ -119,7 +119,8 @@ def _jax_call(function: Callable[..., Any], operation: Operation, arguments: dic
     def total(some: dict[str, Any], rest: dict[str, Any]) -> Any:
         return sum(jnp.sum(o) for o in as_tuple(forward(some, rest)))
 
-    compiled = jax.jit(jax.grad(total) if backward else forward)
+    # With the value: of a product the gradient alone does not need the forward pass, which XLA would then leave out.
+    compiled = jax.jit(jax.value_and_grad(total) if backward else forward)
     some, rest = {n: arrays[n] for n in wanted}, {n: v for n, v in arrays.items() if n not in wanted}
 
     def call() -> None:

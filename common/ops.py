@@ -29,7 +29,8 @@ FRAMEWORK = {"torch": "torch", "triton": "torch", "jax": "jax", "pallas": "jax"}
 """Backend -> the framework whose arrays it takes. The reference takes NumPy arrays and torch tensors."""
 
 _ARRAYS = {("torch", "Tensor"): "torch", ("jaxlib", "ArrayImpl"): "jax", ("jax", "Tracer"): "jax", ("numpy", "ndarray"): "numpy"}
-_framework_of_type: dict[type, str | None] = {}
+# Types that torch.compile meets in calls are known from the start: while it traces, it can note no others.
+_framework_of_type: dict[type, str | None] = dict.fromkeys((int, float, bool, str, tuple, list, type(None)), None)
 
 
 @dataclass(frozen=True, eq=False)

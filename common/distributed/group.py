@@ -49,7 +49,7 @@ class Traffic:
 class Pending:
     """Something under way; ``wait()`` returns when it is done here, or raises after the ranks' time-out."""
 
-    def __init__(self, works: Iterable[Any], held: Any = None, timeout: float = 120.0) -> None:
+    def __init__(self, works: Iterable[Any], held: Any = None, timeout: float | int = 120.0) -> None:
         self._works, self._held, self._timeout = list(works), held, timeout
 
     def wait(self) -> None:
@@ -77,7 +77,7 @@ class Group:
         handle: Any,
         traffic: Traffic,
         device: str = "cpu",
-        timeout: float = 120.0,
+        timeout: float | int = 120.0,
     ) -> None:
         self.name, self.rank, self.size, self.ranks = name, rank, len(ranks), tuple(ranks)
         self.device, self.traffic, self.timeout = device, traffic, timeout
@@ -255,7 +255,7 @@ def _plain(size: Fraction) -> float | int:
 _handles: dict[tuple[int, ...], Any] = {}
 
 
-def _handle(members: tuple[int, ...], timeout: float) -> Any:
+def _handle(members: tuple[int, ...], timeout: float | int) -> Any:
     """The process group of some ranks of the world; made once, by its members alone."""
     import torch.distributed as dist
 

@@ -11,7 +11,9 @@ from .processes import RankError, Workers
 _TRIES = 3
 
 
-def on_devices(function: Callable[..., Any], devices: int, *arguments: Any, processes: int = 1, timeout: float = 120.0) -> Any:
+def on_devices(
+    function: Callable[..., Any], devices: int, *arguments: Any, processes: int = 1, timeout: float | int = 120.0
+) -> Any:
     """Call ``function(*arguments)`` where JAX sees ``devices`` CPU devices in each of ``processes`` processes.
 
     How many there are is fixed when JAX starts, so the process that asks cannot change its own. Several processes run the

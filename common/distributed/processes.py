@@ -46,7 +46,7 @@ class Workers:
             self.close()
             raise
 
-    def call(self, function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]], timeout: float) -> list[Any]:
+    def call(self, function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]], timeout: float | int) -> list[Any]:
         """Call ``function(*arguments[i])`` in process i and return all results.
 
         Raises:
@@ -77,7 +77,7 @@ class Workers:
     def alive(self) -> bool:
         return all(process.is_alive() for process in self._processes) and not any(pipe.closed for pipe in self._pipes)
 
-    def _gather(self, until: float, timeout: float) -> list[Any]:
+    def _gather(self, until: float, timeout: float | int) -> list[Any]:
         results: dict[int, Any] = {}
         failures: dict[int, tuple[float, str]] = {}  # when, and what
         count = len(self._processes)

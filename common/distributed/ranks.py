@@ -31,7 +31,7 @@ class Ranks:
         ValueError: no ranks, or more than the launcher has started.
     """
 
-    def __init__(self, size: int, timeout: float = 120.0) -> None:
+    def __init__(self, size: int, timeout: float | int = 120.0) -> None:
         if size < 1:
             raise ValueError(f"ranks is {size}; wanted at least one")
         self.size, self.timeout, self.place = size, timeout, started()
@@ -40,7 +40,7 @@ class Ranks:
         self._workers: Workers | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
-    def run(self, function: Callable[..., Any], *arguments: Any, timeout: float | None = None) -> list[Any]:
+    def run(self, function: Callable[..., Any], *arguments: Any, timeout: float | int | None = None) -> list[Any]:
         """Call ``function(group, *arguments)`` in every rank and return what each returned, by rank.
 
         Args:
@@ -85,7 +85,7 @@ class Ranks:
             raise
 
 
-def launch(function: Callable[..., Any], ranks: int, *arguments: Any, timeout: float = 120.0) -> list[Any]:
+def launch(function: Callable[..., Any], ranks: int, *arguments: Any, timeout: float | int = 120.0) -> list[Any]:
     """Call ``function(group, *arguments)`` in ``ranks`` processes; :class:`Ranks` for one call.
 
     Raises:

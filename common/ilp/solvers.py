@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
+import os
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,7 +49,8 @@ def highs(program: Program, time_limit: float, gap: float) -> Found:
     p = program
     rows = [LinearConstraint(p.matrix, p.low, p.high)] if p.matrix.shape[0] else []
     options = {"time_limit": time_limit, "mip_rel_gap": gap}
-    done = milp(p.cost, constraints=rows, bounds=Bounds(p.lower, p.upper), integrality=p.integer.astype(int), options=options)
+    with _silent():
+        done = milp(p.cost, constraints=rows, bounds=Bounds(p.lower, p.upper), integrality=p.integer.astype(int), options=options)
     if done.status == 4 and p.cost.any():
         # "Infeasible or unbounded": presolve did not look which; without a cost nothing is unbounded.
         free = Program(0 * p.cost, p.matrix, p.low, p.high, p.lower, p.upper, p.integer)
@@ -55,6 +59,20 @@ def highs(program: Program, time_limit: float, gap: float) -> Found:
     bound = done.get("mip_dual_bound")
     bound = bound if bound is not None else done.fun if done.status == 0 else None
     return Found(done.x, -math.inf if bound is None else float(bound), done.status == 2, done.status == 3)
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Without what HiGHS prints of its own, past Python's streams, whatever its options say."""
+    sys.stdout.flush()
+    kept, nothing = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nothing, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nothing)
 
 
 def cp_sat(program: Program, time_limit: float, gap: float) -> Found:
