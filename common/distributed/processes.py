@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -38,7 +38,8 @@ class Workers:
             for _ in range(count):
                 ours, theirs = context.Pipe()
                 process = context.Process(target=_serve, args=(theirs, list(sys.path)), daemon=True)
-                process.start()
+                with _no_main():
+                    process.start()
                 theirs.close()
                 self._pipes.append(ours)
                 self._processes.append(process)
@@ -110,6 +111,19 @@ class Workers:
                 f"rank {late[0]} of {count} did not end within {timeout:g} s; it waits for another rank, or needs longer"
             )
         return [results[index] for index in range(count)]
+
+
+@contextlib.contextmanager
+def _no_main() -> Iterator[None]:
+    """Processes that start meanwhile do not load the main script: what they call is of other modules, and it costs seconds."""
+    main = sys.modules["__main__"]
+    kept: dict[str, Any] = {name: vars(main)[name] for name in ("__spec__", "__file__") if name in vars(main)}
+    main.__spec__ = None
+    vars(main).pop("__file__", None)
+    try:
+        yield
+    finally:
+        vars(main).update(kept)
 
 
 def _ending(code: int | None) -> str:

@@ -53,7 +53,7 @@ class Ranks:
         if self.place:
             return _join(self.place, self.size, self.timeout, function, arguments)
         if self._workers is None or not self._workers.alive:
-            self._start()
+            self._start(function)
         assert self._workers is not None
         each = [(function, rank, self.size, self.timeout, arguments) for rank in range(self.size)]
         return self._workers.call(_work, each, timeout or self.timeout)
@@ -73,9 +73,11 @@ class Ranks:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    def _start(self) -> None:
+    def _start(self, function: Callable[..., Any]) -> None:
         self.close()
-        self._workers, self._folder = Workers(self.size), tempfile.TemporaryDirectory(prefix="ranks-")
+        # The first function's module is loaded once, by the fork server, and not by every rank.
+        self._workers = Workers(self.size, ("torch", "torch.distributed", __name__, function.__module__))
+        self._folder = tempfile.TemporaryDirectory(prefix="ranks-")
         # A file needs no free port, so any number of runs can start at once.
         meeting = f"file://{Path(self._folder.name) / 'meeting'}"
         try:
@@ -83,6 +85,27 @@ class Ranks:
         except BaseException:
             self.close()
             raise
+
+
+class Crew:
+    """Ranks of several numbers, each started when first asked for and kept: ``crew.run(4, work, x)`` is ``Ranks(4).run(work, x)``."""
+
+    def __init__(self, timeout: float | int = 120.0) -> None:
+        self.timeout = timeout
+        self._ranks: dict[int, Ranks] = {}
+
+    def run(self, size: int, function: Callable[..., Any], *arguments: Any, timeout: float | int | None = None) -> list[Any]:
+        """As :meth:`Ranks.run`, in ``size`` ranks."""
+        if size not in self._ranks:
+            self._ranks[size] = Ranks(size, self.timeout)
+        return self._ranks[size].run(function, *arguments, timeout=timeout)
+
+    def __enter__(self) -> Crew:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for each in self._ranks.values():
+            each.close()
 
 
 def launch(function: Callable[..., Any], ranks: int, *arguments: Any, timeout: float | int = 120.0) -> list[Any]:

@@ -37,7 +37,7 @@ def bubbles(config: Config) -> dict[str, float]:
         wanted = (p - 1) / (v * m)
         return abs(found - wanted) / wanted
 
-    sizes = [(2, (2, 8, 64)), (4, (4, 8, 64)), (8, (8, 16, 64)), (64, (64, 128))]
+    sizes = [(2, (2, 8, 64)), (4, (4, 8, 64)), (8, (8, 16, 64)), (64, (64,))]
     pairs = [(p, m) for p, counts in sizes for m in counts]
     kinds = {
         "GPipe": (Kind.gpipe, 1),

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from common.distributed import Crew
 from common.hardware import GIB
 from common.ledger import Value
 from common.runner import Run
 from papers.sequence_parallelism import held, memory_model
 from papers.sequence_parallelism.config import Config, Fault
-from papers.sequence_parallelism.crew import Crew
 from papers.sequence_parallelism.memory_model import BERT_BASE
 from papers.sequence_parallelism.published import BATCH_LENGTH, LENGTH_BATCH, NUMBER_BYTES, SPARSE_BATCH, SPARSE_DEVICES
 

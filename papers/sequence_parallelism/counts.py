@@ -18,8 +18,8 @@ from papers.sequence_parallelism.parallel import Job, train
 from papers.sequence_parallelism.ring_torch import Ring, ring_attention
 
 if TYPE_CHECKING:  # every rank imports this module
+    from common.distributed import Crew
     from common.ledger import Value
-    from papers.sequence_parallelism.crew import Crew
 
 BATCH, HEADS, CHUNK, DIM = 2, 4, 6, 8
 

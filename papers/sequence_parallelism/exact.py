@@ -29,9 +29,9 @@ from papers.sequence_parallelism.parallel import Job, serial, train
 from papers.sequence_parallelism.ring_torch import Ring, ring_attention
 
 if TYPE_CHECKING:  # every rank imports this module
+    from common.distributed import Crew
     from common.ledger import Value
     from common.runner import Run
-    from papers.sequence_parallelism.crew import Crew
 
 BATCH, HEADS, CHUNK, DIM, ROWS = 2, 4, 6, 8, 5
 """Shapes of the comparisons of single attentions."""

@@ -21,8 +21,8 @@ from papers.sequence_parallelism.online_torch import ring_attention_online
 from papers.sequence_parallelism.ring_torch import Ring, ring_attention
 
 if TYPE_CHECKING:  # every rank imports this module
+    from common.distributed import Crew
     from common.ledger import Value
-    from papers.sequence_parallelism.crew import Crew
 
 COPIES = 4
 """A weight, its gradient and Adam's two moments."""

@@ -6,13 +6,12 @@ from typing import Any
 
 from common import UserError
 from common.command_line import main
-from common.distributed import started
+from common.distributed import Crew, started
 from common.ledger import Value
 from common.machine import gpu
 from common.runner import Run
 from papers.sequence_parallelism import capacity, counts, exact, held, pictures, speed, twin
 from papers.sequence_parallelism.config import LAUNCHED, PRESETS, Config
-from papers.sequence_parallelism.crew import Crew
 
 TIMED = ("weak_scaling", "step_time", "overlap")
 
@@ -22,7 +21,7 @@ def measure(config: Config, run: Run) -> dict[str, Value]:
     if config == PRESETS["paper"]:
         _refuse_without_ranks()
     values: dict[str, Any] = {}
-    with Crew() as crew:
+    with Crew(timeout=600.0) as crew:
         for claims, part in (
             (("exact", "online"), lambda: exact.exactness(config, crew)),
             (("comm", "online_comm"), lambda: counts.sent(config, crew)),

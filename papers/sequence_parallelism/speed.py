@@ -20,9 +20,9 @@ from papers.sequence_parallelism.linformer_torch import linformer_attention
 from papers.sequence_parallelism.ring_torch import Ring, ring_attention
 
 if TYPE_CHECKING:  # every rank imports this module
+    from common.distributed import Crew
     from common.ledger import Value
     from common.runner import Run
-    from papers.sequence_parallelism.crew import Crew
 
 LAPS = 50
 """Rounds that every chunk makes in the control."""

@@ -59,7 +59,7 @@ class Config:
 
 PRESETS = {
     "smoke": Config(
-        check_steps=20, check_steps64=3, larger_depth=6, resident_layers=8, link_layers=3, width=64, depth=2, seq_len=32, batch=8,
+        check_steps=10, check_steps64=2, larger_depth=6, resident_layers=8, link_layers=3, width=64, depth=2, seq_len=32, batch=8,
         steps=10, swap_chunk=2**16, swap_chunks=12,
     ),
     "laptop": Config(),

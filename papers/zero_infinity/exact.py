@@ -17,7 +17,7 @@ from common.agreement import relative_error
 from common.architecture import Transformer
 from common.data.text import batches as text_batches
 from common.data.text import king_james
-from common.distributed import Group, Ranks, on_devices
+from common.distributed import Crew, Group, Ranks, on_devices
 from common.ledger import NotRun, Value
 from common.models.transformer_torch import Block
 from common.offload import ALIGNMENT, Arena, Pool
@@ -59,7 +59,7 @@ def caps(training: Training, ranks: int) -> tuple[int, int]:
     return 8 * whole * dtype.itemsize, pool
 
 
-def equal(config: Config, run: Run) -> dict[str, Value]:
+def equal(config: Config, run: Run, crew: Crew) -> dict[str, Value]:
     """The unchanged model, plain and by the engine: losses in float32, weights in float64."""
     steps, architecture = config.check_steps, shape(config.check_width, 2)
     single = Training(architecture, random_batches(config, steps), ADAM, "float32", config.seed, reduce=config.reduce)
@@ -68,9 +68,8 @@ def equal(config: Config, run: Run) -> dict[str, Value]:
     losses, weights, drift = [], [], {}
     with tempfile.TemporaryDirectory(dir=run.folder, prefix="tier-") as folder:
         for ranks in run.track(RANKS, "comparing the engine with one process"):
-            with Ranks(ranks) as group:
-                got = group.run(trainings.train, single)[0]
-                got64 = group.run(trainings.train, dataclasses.replace(double, folder=f"{folder}/{ranks}"))[0]
+            got = crew.run(ranks, trainings.train, single)[0]
+            got64 = crew.run(ranks, trainings.train, dataclasses.replace(double, folder=f"{folder}/{ranks}"))[0]
             losses.append(_relative(got["losses"], want["losses"]))
             weights.append(_apart(got64, want64))
             drift[ranks] = _apart(got, want)
@@ -78,7 +77,7 @@ def equal(config: Config, run: Run) -> dict[str, Value]:
     return {"equal": {"losses, float32": max(losses), "weights, float64": max(weights)}}
 
 
-def larger(config: Config, run: Run) -> dict[str, Value]:
+def larger(config: Config, run: Run, crew: Crew) -> dict[str, Value]:
     """A model beyond the arena, whose states are beyond the host's cap, ends at the same weights."""
     base = Training(
         shape(config.check_width, config.larger_depth), random_batches(config, config.check_steps64), ADAM, "float64",
@@ -91,8 +90,7 @@ def larger(config: Config, run: Run) -> dict[str, Value]:
         for ranks in run.track(RANKS, "training beyond the caps"):
             arena, pool = caps(base, ranks)
             training = dataclasses.replace(base, arena=arena, pool=pool, folder=f"{folder}/{ranks}")
-            with Ranks(ranks) as group:
-                got = group.run(trainings.train, training)
+            got = crew.run(ranks, trainings.train, training)
             over_arena.append(model / arena)
             over_pool.append(3 * model / ranks / pool)
             apart.append(_apart(got[0], want))
@@ -100,7 +98,7 @@ def larger(config: Config, run: Run) -> dict[str, Value]:
     return {"larger": values}
 
 
-def trains(config: Config, run: Run) -> dict[str, Value]:
+def trains(config: Config, run: Run, crew: Crew) -> dict[str, Value]:
     """A character model on the King James text by two ranks, all states in files, against one process in memory."""
     text = king_james()
     run.used("king_james", text.source, text.sha256)
@@ -110,8 +108,9 @@ def trains(config: Config, run: Run) -> dict[str, Value]:
         "float32", config.seed, chunk=2**14, reduce=config.reduce,
     )  # fmt: skip
     arena, pool = caps(training, 2)
-    with tempfile.TemporaryDirectory(dir=run.folder, prefix="tier-") as folder, Ranks(2) as group:
-        got = group.run(trainings.train, dataclasses.replace(training, arena=arena, pool=pool, folder=folder), timeout=1800.0)
+    with tempfile.TemporaryDirectory(dir=run.folder, prefix="tier-") as folder:
+        held = dataclasses.replace(training, arena=arena, pool=pool, folder=folder)
+        got = crew.run(2, trainings.train, held, timeout=1800.0)
     want = trainings.plain(training)
     run.keep("losses", {"engine": got[0]["losses"], "one process": want["losses"]})
     run.keep("training", {name: got[0][name] for name in ("parameters", "arena", "pool", "lanes", "broken", "skipped")})

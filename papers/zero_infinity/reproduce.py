@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from common.command_line import main
+from common.distributed import Crew
 from common.ledger import NotRun, Value
 from common.runner import Run
 from papers.zero_infinity import bandwidth, capacity, memory, pipeline_sim, published
@@ -21,25 +22,27 @@ def measure(config: Config, run: Run) -> dict[str, Value]:
     if config.model:
         run.require_gpu(f"training the model of {config.model} parameters")
     values: dict[str, Value] = {}
-    # (claims, module, function of config and run); a run of a few claims imports what they need.
-    for names, module, function in (
-        (("equal",), "exact", "equal"),
-        (("larger",), "exact", "larger"),
-        (("trains",), "exact", "trains"),
-        (("resident",), "exact", "resident"),
-        (("twin",), "exact", "twin"),
-        (("passes", "record"), "exact", "counted"),
-        (("states_counted",), "exact", "states_of_table"),
-        (("link_bytes", "link_speed"), "links", "bandwidth"),
-        (("tiling", "tiling_largest"), "fragments", "predicted"),
-        (("tiling_here",), "fragments", "measured"),
-        (("overlap",), "swap", "pipeline"),
-        (("tiled_time",), "swap", "tiled"),
-        ((), "swap", "file_tier"),
-    ):
-        if run.wants(*names) or (not names and run.only is None):
-            part = import_module(f"papers.zero_infinity.{module}")
-            values |= getattr(part, function)(config, run)
+    with Crew(timeout=600.0) as crew:
+        # (claims, module, function of config and run); a run of a few claims imports what they need.
+        for names, module, function in (
+            (("equal",), "exact", "equal"),
+            (("larger",), "exact", "larger"),
+            (("trains",), "exact", "trains"),
+            (("resident",), "exact", "resident"),
+            (("twin",), "exact", "twin"),
+            (("passes", "record"), "exact", "counted"),
+            (("states_counted",), "exact", "states_of_table"),
+            (("link_bytes", "link_speed"), "links", "bandwidth"),
+            (("tiling", "tiling_largest"), "fragments", "predicted"),
+            (("tiling_here",), "fragments", "measured"),
+            (("overlap",), "swap", "pipeline"),
+            (("tiled_time",), "swap", "tiled"),
+            ((), "swap", "file_tier"),
+        ):
+            if run.wants(*names) or (not names and run.only is None):
+                part = import_module(f"papers.zero_infinity.{module}")
+                ranks = (crew,) if function in ("equal", "larger", "trains") else ()
+                values |= getattr(part, function)(config, run, *ranks)
     values |= tables() | speeds() | capacities(config) | scaling(config, run)
     run.figure("tiers", draw_tiers)
     run.figure("efficiency", draw_efficiency)

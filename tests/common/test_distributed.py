@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from common import ROOT, meter
-from common.distributed import Group, RankError, Ranks, launch, on_devices
+from common.distributed import Crew, Group, RankError, Ranks, launch, on_devices
 from common.distributed.differentiable import copy_to, reduce_from
 
 pytestmark = pytest.mark.xdist_group("distributed")
@@ -385,3 +385,10 @@ def test_time_of_ranks_that_have_ended_is_this_process_own() -> None:
     before = meter._own_seconds()
     launch(working, 2)
     assert meter._own_seconds() - before >= 0.8
+
+
+def test_a_crew_keeps_ranks_of_several_numbers() -> None:
+    with Crew() as crew:
+        found = [crew.run(size, counted, False) for size in (1, 2, 1, 2)]
+    assert found[0] == found[2] and found[1] == found[3] and len(found[0]) == 1 and len(found[1]) == 2
+    assert not any(running(pid) for pid, _ in found[0] + found[1])
