@@ -78,7 +78,7 @@ def test_every_mode_is_the_same_training_bit_by_bit(change, want, tmp_path):
     assert got["broken"] == 0
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_several_ranks(ranks, tmp_path):
     """Three ranks divide no tensor evenly. A row for each."""
     training = dataclasses.replace(TRAINING, batches=tuple(batch[:ranks] for batch in BATCHES))
@@ -347,6 +347,7 @@ def _resumed(group, folder, steps):
     return {"weights": weights}
 
 
+@pytest.mark.slow
 def test_save_from_memory_and_go_on_elsewhere(want, tmp_path):
     engine = TRAINING.engine(alone())
     for batch in BATCHES[:1]:
