@@ -156,4 +156,16 @@ def _join(place: Started, size: int, timeout: float, function: Callable[..., Any
         mine = function(Group("world", place.rank, range(size), handle, Traffic(place.size), device, timeout), *arguments)
     results: list[Any] = [None] * place.size
     dist.all_gather_object(results, mine)
+    _all_have_it(place.size, timeout)
     return results[:size]
+
+
+def _all_have_it(size: int, timeout: float | int) -> None:
+    """Wait through the store until all ranks are here: who leaves a collective first, and ends, cuts the connections of the rest."""
+    from torch.distributed import distributed_c10d
+
+    store = distributed_c10d._get_default_store()
+    number = (store.add("launches", 1) - 1) // size
+    if store.add(f"launch {number}", 1) == size:
+        store.set(f"launch {number} is done", "")
+    store.wait([f"launch {number} is done"], datetime.timedelta(seconds=timeout))

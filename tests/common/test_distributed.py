@@ -359,7 +359,10 @@ def test_ranks_that_torchrun_has_started_are_joined(tmp_path: Path) -> None:
     (tmp_path / "joined.py").write_text(TORCHRUN)
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
     words = ["--standalone", "--nproc-per-node", "3", str(tmp_path / "joined.py"), str(tmp_path)]
-    subprocess.run([sys.executable, "-m", "torch.distributed.run", *words], env=env, check=True, capture_output=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", *words], env=env, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
     for rank in range(3):
         found = json.loads((tmp_path / f"{rank}.json").read_text())
         assert found[:3] == [[33, 33, 33], [41, 41], [93, 93, 93]]
