@@ -1,4 +1,4 @@
-"""Bytes of live torch storage, counted as a program runs: its high-water mark is a measurement, not a formula."""
+"""Bytes of live torch storage and of what autograd keeps, counted as a program runs: measurements, not formulas."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import weakref
 from typing import Any
 
 import torch
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -55,3 +56,42 @@ class Allocations(TorchDispatchMode):
 
     def _free(self, size: int) -> None:
         self.live -= size
+
+
+class Saved:
+    """Counts what autograd keeps for the backward pass of what runs within the block: each storage once.
+
+        with Saved(*model.parameters()) as saved:
+            loss = criterion(model(x), y)
+        saved.bytes, saved.numbers
+
+    Args:
+        there: tensors that exist anyhow, such as parameters, and do not count.
+    """
+
+    def __init__(self, *there: torch.Tensor) -> None:
+        self._there = {tensor.untyped_storage()._cdata for tensor in there}
+        self._found: dict[int, torch.Tensor] = {}
+        self._hooks = saved_tensors_hooks(self._pack, lambda tensor: tensor)
+
+    @property
+    def bytes(self) -> int:
+        return sum(tensor.untyped_storage().nbytes() for tensor in self._found.values())
+
+    @property
+    def numbers(self) -> int:
+        return sum(tensor.untyped_storage().nbytes() // tensor.element_size() for tensor in self._found.values())
+
+    def __enter__(self) -> Saved:
+        self._hooks.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._hooks.__exit__(*error)
+
+    def _pack(self, tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()._cdata
+        if storage not in self._there:
+            # The tensor is held, so that its storage's number is not given to another.
+            self._found.setdefault(storage, tensor)
+        return tensor

@@ -10,10 +10,10 @@ submitit the same calls use the ranks that were started. :mod:`common.distribute
 
 from __future__ import annotations
 
-from .group import Group, Pending, Traffic
+from .group import Group, Pending, Traffic, alone
 from .mesh import on_devices
 from .place import started
 from .processes import RankError
 from .ranks import Crew, Ranks, launch
 
-__all__ = ["Crew", "Group", "Pending", "RankError", "Ranks", "Traffic", "launch", "on_devices", "started"]
+__all__ = ["Crew", "Group", "Pending", "RankError", "Ranks", "Traffic", "alone", "launch", "on_devices", "started"]

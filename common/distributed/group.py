@@ -248,6 +248,11 @@ class Group:
             )
 
 
+def alone(size: int = 1) -> Group:
+    """A group of this process alone; ``size`` > 1 stands in for several where only shapes matter and nothing is sent."""
+    return Group("world", 0, range(size), None, Traffic(size))
+
+
 def _plain(size: Fraction) -> float | int:
     return int(size) if size.denominator == 1 else float(size)
 

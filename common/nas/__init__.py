@@ -5,7 +5,7 @@
     from common.nas.network_torch import Network                # or network_jax; the same weights in both
     table = LatencyTable.measured({key: function, ...}, "torch, 1 thread", file)     # this machine's, kept in a file
 
-:mod:`common.nas.counting` counts any PyTorch module or JAX function, and the bytes that it saves for its backward pass.
+:mod:`common.nas.counting` counts any PyTorch module or JAX function.
 """
 
 from __future__ import annotations

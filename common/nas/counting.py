@@ -1,8 +1,10 @@
-"""Counts of what is really built: multiply-adds and outputs as a model runs, and the bytes it saves for its backward pass."""
+"""Counts of what is really built: multiply-adds and outputs as a model runs, and the bytes JAX keeps for its backward pass.
+
+For PyTorch the latter are :class:`common.allocations.Saved`.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -76,49 +78,6 @@ def _jaxprs(params: dict[str, Any]) -> Iterator[Any]:
         for each in value if isinstance(value, (tuple, list)) else [value]:
             if hasattr(each, "eqns") or hasattr(each, "jaxpr"):
                 yield each
-
-
-class Saved:
-    """Bytes that autograd holds for the backward pass; ``bytes`` grows as the forward pass runs."""
-
-    def __init__(self) -> None:
-        self._sizes: dict[int, int] = {}
-        self._kept: list[Any] = []
-
-    @property
-    def bytes(self) -> int:
-        return sum(self._sizes.values())
-
-    def add(self, tensor: Any) -> None:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in self._sizes:
-            self._kept.append(storage)  # a number that is freed may come again
-            self._sizes[storage._cdata] = storage.nbytes()
-
-
-@contextlib.contextmanager
-def saved_torch(*excluded: Any) -> Iterator[Saved]:
-    """Count the bytes of distinct storages that PyTorch saves within the block.
-
-        with saved_torch(*model.parameters()) as saved:
-            loss = criterion(model(x), y)
-        saved.bytes
-
-    Args:
-        excluded: tensors that are there anyhow: parameters, inputs.
-    """
-    import torch
-
-    ignored = {tensor.untyped_storage()._cdata for tensor in excluded}
-    saved = Saved()
-
-    def pack(tensor: Any) -> Any:
-        if tensor.untyped_storage()._cdata not in ignored:
-            saved.add(tensor)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        yield saved
 
 
 def saved_jax(function: Callable[..., Any], *arguments: Any) -> int:

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from common.distributed import Ranks
+from common.distributed import Ranks, alone
 from common.ledger import Value
 from common.runner import Run
 from papers.megatron_lm import published, ranks
 from papers.megatron_lm.config import Config
 from papers.megatron_lm.layout import Layout
-from papers.megatron_lm.model_torch import Stage, alone
+from papers.megatron_lm.model_torch import Stage
 from papers.megatron_lm.schedule import Kind
 from papers.megatron_lm.shape import Shape, initial_weights
 from papers.megatron_lm.trainer import Options

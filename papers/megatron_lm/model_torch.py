@@ -13,7 +13,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from common.distributed import Group, Traffic
+from common.distributed import Group
 from common.distributed.differentiable import copy_to
 from papers.megatron_lm.layers_torch import Column, Row, cross_entropy, embed
 from papers.megatron_lm.layout import Layout
@@ -187,8 +187,3 @@ class Masks:
         generator = torch.Generator(self.device).manual_seed(int(number) >> 1)
         kept = torch.rand(size, generator=generator, device=self.device) >= self.rate
         return kept / (1 - self.rate)
-
-
-def alone(size: int = 1) -> Group:
-    """A tensor group of this process only; ``size`` > 1 stands in for several where only shapes matter."""
-    return Group("tp", 0, range(size), None, Traffic(size))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from common.allocations import Allocations
+from common.allocations import Allocations, Saved
 from common.distributed import Group
 from papers.sequence_parallelism import memory_model
 from papers.sequence_parallelism.alternatives_torch import dense_attention, fused_attention, gathered_attention
@@ -31,19 +31,10 @@ COPIES = 4
 def kept(function: Callable[[], Any], module: nn.Module | None = None) -> int:
     """Numbers that autograd keeps for the backward pass of what ``function`` computes, each memory once; weights of the
     module are not among them."""
-    weights = {p.untyped_storage().data_ptr() for p in module.parameters()} if module else set()
-    found: dict[int, tuple[Tensor, int]] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            # The tensor is held, so that its address is not given to another.
-            found[storage.data_ptr()] = tensor, storage.nbytes() // tensor.element_size()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        function()
-    return sum(size for _, size in found.values())
+    with Saved(*(module.parameters() if module else ())) as saved:
+        result = function()
+    del result  # what is kept must live until here
+    return saved.numbers
 
 
 def block_numbers(group: Group, what: str, how: str, batch: int, length: int, width: int, heads: int) -> tuple[int, int]:

@@ -25,6 +25,7 @@ class Config:
 
     ranks: int = option(4, "ranks of the comparison of links")
     devices: int = option(2, "devices of the mesh in JAX")
+    check_ranks: list[int] = option([1, 2, 4], "numbers of ranks that are compared with one process")
     check_width: int = option(64, "width of the models that are compared")
     check_steps: int = option(20, "steps of the comparison in float32")
     check_steps64: int = option(6, "steps of the comparisons in float64")
@@ -44,11 +45,15 @@ class Config:
     swap_chunks: int = option(24, "its chunks")
     splits: int = option(4, "parts of input and of output in the timing of tiles; many is a control")
 
-    model: str = option("", "model of the paper that is constructed and trained on GPUs, such as 10B; empty: none")
+    model: str = option(
+        "", "model of the paper, such as 10B; refused, as the engine has been run on CPU ranks alone; empty: none"
+    )
 
     def __post_init__(self) -> None:
         if self.ranks < 2 or self.devices < 2:
             raise ValueError(f"ranks is {self.ranks} and devices {self.devices}; one alone shares nothing, so wanted at least 2")
+        if not self.check_ranks or min(self.check_ranks) < 1:
+            raise ValueError(f"check_ranks is {self.check_ranks}; wanted one number of ranks or more, each from 1")
         if self.check_width % 32 or self.width % 32:
             raise ValueError("check_width and width must be multiples of 32, the width of a head")
         if self.batch % 2 or self.batch < 2:
@@ -59,7 +64,7 @@ class Config:
 
 PRESETS = {
     "smoke": Config(
-        check_steps=10, check_steps64=2, larger_depth=6, resident_layers=8, link_layers=3, width=64, depth=2, seq_len=32, batch=8,
+        check_ranks=[2], check_steps=10, check_steps64=2, larger_depth=6, resident_layers=8, link_layers=3, width=64, depth=2, seq_len=32, batch=8,
         steps=10, swap_chunk=2**16, swap_chunks=12,
     ),
     "laptop": Config(),

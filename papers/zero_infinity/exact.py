@@ -17,7 +17,7 @@ from common.agreement import relative_error
 from common.architecture import Transformer
 from common.data.text import batches as text_batches
 from common.data.text import king_james
-from common.distributed import Crew, Group, Ranks, on_devices
+from common.distributed import Crew, Group, Ranks, alone, on_devices
 from common.ledger import NotRun, Value
 from common.models.transformer_torch import Block
 from common.offload import ALIGNMENT, Arena, Pool
@@ -30,7 +30,6 @@ from papers.zero_infinity.rule import Adam
 from papers.zero_infinity.trainings import DTYPES, Training
 from papers.zero_infinity.zero3 import FETCHING, LEAVING, Offload, ZeRO3
 
-RANKS = (1, 2, 4)
 ADAM = Adam(rate=1e-3)
 
 
@@ -67,7 +66,7 @@ def equal(config: Config, run: Run, crew: Crew) -> dict[str, Value]:
     want, want64 = trainings.plain(single), trainings.plain(double)
     losses, weights, drift = [], [], {}
     with tempfile.TemporaryDirectory(dir=run.folder, prefix="tier-") as folder:
-        for ranks in run.track(RANKS, "comparing the engine with one process"):
+        for ranks in run.track(config.check_ranks, "comparing the engine with one process"):
             got = crew.run(ranks, trainings.train, single)[0]
             got64 = crew.run(ranks, trainings.train, dataclasses.replace(double, folder=f"{folder}/{ranks}"))[0]
             losses.append(_relative(got["losses"], want["losses"]))
@@ -87,7 +86,7 @@ def larger(config: Config, run: Run, crew: Crew) -> dict[str, Value]:
     model = 8 * base.architecture.parameters()
     over_arena, over_pool, apart = [], [], []
     with tempfile.TemporaryDirectory(dir=run.folder, prefix="tier-") as folder:
-        for ranks in run.track(RANKS, "training beyond the caps"):
+        for ranks in run.track(config.check_ranks, "training beyond the caps"):
             arena, pool = caps(base, ranks)
             training = dataclasses.replace(base, arena=arena, pool=pool, folder=f"{folder}/{ranks}")
             got = crew.run(ranks, trainings.train, training)
@@ -126,7 +125,7 @@ def counted(config: Config, run: Run) -> dict[str, Value]:
     training = Training(shape(config.check_width, 4), random_batches(config, 2), ADAM, "bfloat16", config.seed, recompute=True)
     pool = Pool(2**26)
     with ExitStack() as stack:
-        engine = training.engine(trainings.alone(), pool=pool)
+        engine = training.engine(alone(), pool=pool)
         stack.callback(engine.close)
         for batch in training.batches:
             engine.trace.clear()

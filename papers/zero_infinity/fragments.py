@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 
 from common import UserError
+from common.distributed import alone
 from common.ledger import Value
 from common.offload import Arena, OutOfBudget, Pool
 from common.runner import Run
 from papers.zero_infinity import allocator, published
 from papers.zero_infinity.config import Config
 from papers.zero_infinity.tiling_torch import TiledLinear
-from papers.zero_infinity.trainings import alone
 from papers.zero_infinity.zero3 import ZeRO3
 
 HIDDEN = tuple(1024 * k for k in (8, 16, 32, 64))

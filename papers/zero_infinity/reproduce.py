@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from common import UserError
 from common.command_line import main
 from common.distributed import Crew
 from common.ledger import NotRun, Value
@@ -21,6 +22,9 @@ TIB, GIB = 2**40, 2**30
 def measure(config: Config, run: Run) -> dict[str, Value]:
     if config.model:
         run.require_gpu(f"training the model of {config.model} parameters")
+        raise UserError(
+            f"the engine has been run on CPU ranks alone and does not train {config.model} on GPUs; take preset=laptop"
+        )
     values: dict[str, Value] = {}
     with Crew(timeout=600.0) as crew:
         # (claims, module, function of config and run); a run of a few claims imports what they need.

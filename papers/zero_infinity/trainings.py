@@ -13,7 +13,6 @@ from torch.utils.checkpoint import checkpoint
 
 from common.architecture import Transformer
 from common.distributed import Group
-from common.distributed.group import Traffic
 from common.models.transformer_torch import TransformerLM
 from common.offload import Arena, Pool, Trace
 from common.training.torch_loop import next_token_loss
@@ -64,11 +63,6 @@ class Training:
             "reduce": self.reduce,
         }  # fmt: skip
         return ZeRO3(self.build, group, **{**settings, **options})
-
-
-def alone() -> Group:
-    """A group of this process alone."""
-    return Group("world", 0, [0], None, Traffic(1))
 
 
 def plain(training: Training) -> dict[str, Any]:

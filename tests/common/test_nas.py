@@ -18,9 +18,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from common import UserError
 from common.agreement import assert_trees_agree, relative_error
+from common.allocations import Saved
 from common.models.weights import _leaves, from_torch, torch_name
 from common.nas import ConvNet, Convolution, InvertedResidual, LatencyTable, divisible, mobilenet_v2, network_jax, network_torch
-from common.nas.counting import count_jax, count_torch, saved_jax, saved_torch
+from common.nas.counting import count_jax, count_torch, saved_jax
 
 SMALL = ConvNet(
     layers=(
@@ -155,11 +156,11 @@ def test_scans_and_branches_are_counted_as_often_as_they_run() -> None:
 
 def test_saved_bytes_are_those_of_distinct_storages() -> None:
     weight, x = torch.randn(6, 5, requires_grad=True), torch.randn(3, 5)
-    with saved_torch(weight) as saved:
+    with Saved(weight) as saved:
         y = torch.tanh(x @ weight.T)  # x for the product, tanh's result for tanh
         y.square().sum()  # and again for the square
-    assert saved.bytes == 4 * (3 * 5 + 3 * 6)
-    with saved_torch(weight, x) as saved:
+    assert saved.bytes == 4 * (3 * 5 + 3 * 6) and saved.numbers == 3 * 5 + 3 * 6
+    with Saved(weight, x) as saved:
         torch.tanh(x @ weight.T)
     assert saved.bytes == 4 * 3 * 6
 

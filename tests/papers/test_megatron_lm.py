@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from common import UserError
 from common.command_line import main
-from common.distributed import Group, Traffic
+from common.distributed import Group, Traffic, alone
 from common.events import Task, schedule
 from papers.megatron_lm import cost, cost_jax, cost_torch, plan, published, reference
 from papers.megatron_lm.checkpoint import load, save
@@ -21,7 +21,7 @@ from papers.megatron_lm.config import PRESETS, Config
 from papers.megatron_lm.engine import Pipeline
 from papers.megatron_lm.layers_torch import cross_entropy
 from papers.megatron_lm.layout import Layout
-from papers.megatron_lm.model_torch import Masks, Stage, alone
+from papers.megatron_lm.model_torch import Masks, Stage
 from papers.megatron_lm.modelled import draw, loop
 from papers.megatron_lm.schedule import Kind, Op, generate, most_in_flight, needs, validate
 from papers.megatron_lm.shape import Shape, axis_of, cut, initial_weights, join

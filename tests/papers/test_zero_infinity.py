@@ -19,7 +19,7 @@ from torch import nn
 
 from common import UserError
 from common.agreement import relative_error
-from common.distributed import RankError, launch
+from common.distributed import RankError, alone, launch
 from common.offload import Arena, DamagedFile, OutOfBudget, OutOfSpace, Pool, Trace
 from common.training.torch_loop import next_token_loss
 from papers.zero_infinity import exact, trainings
@@ -28,7 +28,7 @@ from papers.zero_infinity.partition import ALIGN, Layout, Partition, Unit
 from papers.zero_infinity.rule import Adam
 from papers.zero_infinity.store import found, place
 from papers.zero_infinity.tiling_torch import TiledLinear
-from papers.zero_infinity.trainings import Training, alone
+from papers.zero_infinity.trainings import Training
 from papers.zero_infinity.zero3 import Offload, ZeRO3
 
 pytestmark = pytest.mark.xdist_group("zero_infinity")
