@@ -74,10 +74,7 @@ def _copy(source, target):
 def _widen(narrow, wide, kind):
     """Bits of bfloat16 are the upper half of those of float32. Bits of float16 moved up lack 112 in the exponent, and stand
     for infinity or NaN where their own exponent is full."""
-    if kind == 0:
-        for i in range(narrow.size):
-            wide[i] = narrow[i]
-    elif kind == 1:
+    if kind == 1:
         for i in range(narrow.size):
             bits = np.uint32(narrow[i])
             rest = np.uint32((bits & 0x7FFF) << 13)

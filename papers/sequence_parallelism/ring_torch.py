@@ -74,6 +74,10 @@ class Ring:
         send = [(each.contiguous(), (rank + 1) % size) for each in chunks]
         return self.group.exchange(send, [(each, (rank - 1) % size) for each in incoming]), incoming
 
+    def room(self, like: Tensor, *shape: int) -> Tensor:
+        """Memory that all blocks together fill; zeros where a fault leaves one out."""
+        return like.new_zeros(shape) if self.late else like.new_empty(shape)
+
     def own_sum(self, parts: Float[Tensor, "rank batch head chunk dim"]) -> Float[Tensor, "batch head chunk dim"]:
         """This rank's part of the sum of all ranks' arrays, which may be overwritten."""
         if self.reduce == "all":
@@ -130,7 +134,7 @@ class _RingQK(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, ring: Ring) -> Tensor:
         ctx.save_for_backward(q, k)
         ctx.ring = ring
-        scores = q.new_empty(*q.shape[:-1], ring.group.size * k.shape[2])
+        scores = ring.room(q, *q.shape[:-1], ring.group.size * k.shape[2])
         for owner, (each,) in ring.around(k):
             torch.matmul(q, each.mT, out=_block(scores, owner, k.shape[2]))
         return scores
@@ -157,7 +161,7 @@ class _RingAV(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
         (weights, v), ring, (grad,) = ctx.saved_tensors, ctx.ring, gradients
-        of_weights = torch.empty_like(weights)
+        of_weights = ring.room(weights, *weights.shape)
         for owner, (each,) in ring.around(v):
             torch.matmul(grad, each.mT, out=_block(of_weights, owner, v.shape[2]))
         return of_weights, ring.own_sum(_products(weights, grad, ring)), None

@@ -6,6 +6,7 @@ for random bits. A series whose order matters (a drift, waves, a warm-up) has a 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -101,8 +102,6 @@ def measure(
 
     ``go_on(wanted)`` decides for all ranks that measure together whether there is another round.
     """
-    import time
-
     start, rounds, passed = time.perf_counter(), 0, False
     while True:
         series = np.array([sample() for _ in range(sampling.samples)])

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from common.checkpoint import write_whole
 from papers.tempi.model import Model
 
 FORMAT = 2
@@ -33,9 +34,7 @@ def write(path: Path, model: Model, library: str, notes: dict[str, Any] | None =
     tables = {name: table.tolist() for name, table in model.tables.items()}
     whole = {"of": fingerprint(library), **grids, "tables": tables, "call": model.call, "notes": notes or {}}
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}.part")
-    part.write_text(json.dumps(whole))
-    part.replace(path)
+    write_whole(path, json.dumps(whole).encode())
 
 
 def read(path: Path, library: str) -> Model | None:
