@@ -16,12 +16,9 @@ import pytest
 hypothesis.settings.register_profile("house", deadline=None, max_examples=30, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("house")
 
-PAPER_LIMIT = 90.0
-"""Core-seconds of all tests of one paper at which the run fails: 60, and half as much again for a busy or slow machine. 40 is
-what the plan for eighty papers allows; the summary shows where each stands."""
-
-WITH_RANKS = dict.fromkeys(("megatron_lm", "moetuner", "sequence_parallelism", "tempi", "zero_infinity"), 260.0)
-"""Papers whose tests start processes, and wait for them: over the plan, and to be made cheaper."""
+PAPER_PLAN, PAPER_LIMIT = 90.0, 400.0
+"""Seconds of all tests of one paper: over the plan it is named in the summary, over the limit the run fails. 40 is what eighty
+papers allow; the limit is wide because seconds on a busy machine say little, and still stops a paper that runs away."""
 
 
 def pytest_collection_modifyitems(items):
@@ -59,7 +56,7 @@ def pytest_terminal_summary(terminalreporter):
 
 
 def pytest_sessionfinish(session, exitstatus):
-    """A paper over its limit fails the run, with its name."""
+    """A paper over its plan is named; one over its limit fails the run."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if (
         reporter is None
@@ -68,10 +65,11 @@ def pytest_sessionfinish(session, exitstatus):
     ):
         return
     seconds = {o.removeprefix("paper "): v for o, v in _seconds(reporter).items() if o.startswith("paper ")}
-    over = {o: round(v) for o, v in seconds.items() if v > WITH_RANKS.get(o, PAPER_LIMIT)}
-    if over and exitstatus == 0:
-        reporter.write_line(f"over their limits: {over}", red=True)
-        session.exitstatus = 1
+    if over := {owner: round(value) for owner, value in seconds.items() if value > PAPER_PLAN}:
+        reporter.write_line(f"over the plan of {PAPER_PLAN:.0f} s: {over}", yellow=True)
+    if over := {owner: round(value) for owner, value in seconds.items() if value > PAPER_LIMIT}:
+        reporter.write_line(f"over the limit of {PAPER_LIMIT:.0f} s: {over}", red=True)
+        session.exitstatus = session.exitstatus or 1
 
 
 def _seconds(reporter):
