@@ -16,6 +16,7 @@ import random
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -188,16 +189,8 @@ def run_or_load(
         if not (folder / "results.json").exists():
             names = None if only is None else sorted(only)
             request = {"slug": slug, "preset": preset, "control": dict(control or {}), "folder": str(folder), "only": names}
-
-            done = subprocess.run(
-                [sys.executable, "-m", "common.runner", json.dumps(request)],
-                env={**os.environ, "REPRODUCTION_LEDGER": "closed", "MPLBACKEND": "agg"},
-                cwd=ROOT,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            if done.returncode:
-                raise RuntimeError(f"{slug}: the {preset} run with the ledger closed failed:\n{done.stderr[-4000:]}")
+            if errors := _closed(request):
+                raise RuntimeError(f"{slug}: the {preset} run with the ledger closed failed:\n{errors[-4000:]}")
         return json.loads((folder / "results.json").read_text())
 
 
@@ -232,8 +225,57 @@ def key(slug: str, config: Any, only: Iterable[str] | None = None) -> str:
     return whole.hexdigest()
 
 
-def _main_closed(request: dict[str, Any]) -> None:
-    """One measurement for :func:`run_or_load`, in the process whose ledger is closed."""
+def _closed(request: dict[str, Any]) -> str:
+    """Make one measurement in a process whose ledger is closed; what it said before it failed, or nothing."""
+    command: dict[str, Any] = {
+        "args": [sys.executable, "-m", "common.runner"],
+        "env": {**os.environ, "REPRODUCTION_LEDGER": "closed", "MPLBACKEND": "agg"},
+        "cwd": ROOT,
+        "text": True,
+    }
+    if not _FORKS:
+        done = subprocess.run(**command, input=json.dumps(request) + "\n", capture_output=True)
+        return done.stderr if done.returncode else ""
+    with _serving:
+        server = _servers.get(ROOT)
+        if server is None or server.poll() is not None:
+            server = _servers[ROOT] = subprocess.Popen(**command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert server.stdin and server.stdout
+        server.stdin.write(json.dumps(request) + "\n")
+        server.stdin.flush()
+        answer = server.stdout.readline()
+    return json.loads(answer) if answer else "the process that starts runs has ended"
+
+
+_FORKS = sys.platform == "linux"  # elsewhere system libraries do not survive it
+_servers: dict[Path, subprocess.Popen[str]] = {}
+_serving = threading.Lock()
+
+
+def _serve() -> None:
+    """Import the frameworks once, then fork a fresh process for each request of standard input, until that ends."""
+    if not _FORKS:
+        _measure_closed(json.loads(sys.stdin.readline()))
+        return
+    for name in ("torch._dynamo", "flax.nnx", "optax", "numba", "scipy.stats", "matplotlib.pyplot"):
+        importlib.import_module(name)  # nine seconds; none starts a thread, which a fork would lose
+    for line in sys.stdin:
+        with tempfile.TemporaryFile() as said:
+            pid = os.fork()
+            if pid == 0:
+                os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+                os.dup2(said.fileno(), 1)
+                os.dup2(said.fileno(), 2)
+                _measure_closed(json.loads(line))
+                return  # and end as any process does
+            _, status = os.waitpid(pid, 0)
+            said.seek(0)
+            text = said.read().decode(errors="replace") or f"exit status {os.waitstatus_to_exitcode(status)}"
+        print(json.dumps(text if status else ""), flush=True)
+
+
+def _measure_closed(request: dict[str, Any]) -> None:
+    """One measurement for :func:`run_or_load`."""
     config = configure(request["slug"], request["preset"], request["control"])
     only = None if request["only"] is None else frozenset(request["only"])
     under_test = NotRun("timings are not taken under the test runner", busy=True)
@@ -242,4 +284,4 @@ def _main_closed(request: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    _main_closed(json.loads(sys.argv[1]))
+    _serve()

@@ -9,9 +9,15 @@ for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
 
 import collections
 import json
+from pathlib import Path
 
 import hypothesis
 import pytest
+
+# What one run has compiled, the next one takes: controls, notebooks and tests of a paper compile mostly the same.
+_KEPT = Path(os.environ.get("REPRODUCTION_OUTPUTS") or Path(__file__).parents[1] / "outputs") / ".kept"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_KEPT / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 hypothesis.settings.register_profile("house", deadline=None, max_examples=30, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("house")
