@@ -182,7 +182,7 @@ def to_flax(model: nnx.Module, weights: Mapping[str, np.ndarray]) -> None:
     import jax.numpy as jnp
 
     leaves = _leaves(model)
-    _check({name: _torch_layout(path, leaf[...]).shape for name, (path, leaf) in leaves.items()}, weights)
+    _check({name: torch_layout(path, leaf[...]).shape for name, (path, leaf) in leaves.items()}, weights)
     for name, (path, leaf) in leaves.items():
         array = weights[name]
         if path[-1] == "kernel":
@@ -192,7 +192,7 @@ def to_flax(model: nnx.Module, weights: Mapping[str, np.ndarray]) -> None:
 
 def from_flax(model: nnx.Module) -> Weights:
     """Copies of the ``nnx.Param`` and ``nnx.BatchStat`` of a module, with torch's names and layouts."""
-    return {name: np.array(_torch_layout(path, np.asarray(leaf[...]))) for name, (path, leaf) in _leaves(model).items()}
+    return {name: np.array(torch_layout(path, np.asarray(leaf[...]))) for name, (path, leaf) in _leaves(model).items()}
 
 
 def torch_name(path: Iterable[Any]) -> str:
@@ -212,7 +212,8 @@ def _leaves(model: nnx.Module) -> dict[str, tuple[tuple[Any, ...], Any]]:
     }
 
 
-def _torch_layout(path: tuple[Any, ...], array: Any) -> Any:
+def torch_layout(path: tuple[Any, ...], array: Any) -> Any:
+    """A leaf of a flax model with its axes in PyTorch's order."""
     n = array.ndim
     return array.transpose(n - 1, n - 2, *range(n - 2)) if path[-1] == "kernel" else array
 

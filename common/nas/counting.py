@@ -48,11 +48,12 @@ def count_jax(function: Callable[..., Any], *arguments: Any) -> Count:
     """
     import jax
 
-    macs, activations = _of_jaxpr(jax.make_jaxpr(function)(*arguments).jaxpr)
+    macs, activations = of_jaxpr(jax.make_jaxpr(function)(*arguments).jaxpr)
     return Count(macs, 0, activations)
 
 
-def _of_jaxpr(jaxpr: Any) -> tuple[int, int]:
+def of_jaxpr(jaxpr: Any) -> tuple[int, int]:
+    """(multiply-adds, activations) of the equations of a jaxpr and of those within them."""
     macs = activations = 0
     for equation in jaxpr.eqns:
         name, out = equation.primitive.name, math.prod(equation.outvars[0].aval.shape) if equation.outvars else 0
@@ -63,7 +64,7 @@ def _of_jaxpr(jaxpr: Any) -> tuple[int, int]:
             kernel = equation.invars[1].aval.shape
             each = math.prod(kernel) // kernel[equation.params["dimension_numbers"].rhs_spec[0]]
         else:
-            inner = [_of_jaxpr(getattr(each, "jaxpr", each)) for each in _jaxprs(equation.params)]
+            inner = [of_jaxpr(getattr(each, "jaxpr", each)) for each in inner_jaxprs(equation.params)]
             if inner:
                 times = equation.params.get("length", 1) if name == "scan" else 1
                 found = max(inner) if name == "cond" else tuple(map(sum, zip(*inner, strict=True)))
@@ -73,7 +74,8 @@ def _of_jaxpr(jaxpr: Any) -> tuple[int, int]:
     return macs, activations
 
 
-def _jaxprs(params: dict[str, Any]) -> Iterator[Any]:
+def inner_jaxprs(params: dict[str, Any]) -> Iterator[Any]:
+    """The programs among an equation's parameters."""
     for value in params.values():
         for each in value if isinstance(value, (tuple, list)) else [value]:
             if hasattr(each, "eqns") or hasattr(each, "jaxpr"):

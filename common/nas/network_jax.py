@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from common.models.weights import to_flax
 from common.nas.network import ConvNet, Convolution, InvertedResidual, Layer
 
-_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": jax.nn.relu,
     "relu6": jax.nn.relu6,
     "silu": jax.nn.silu,
@@ -73,7 +73,7 @@ class ConvNorm(nnx.Module):
         # flax keeps the statistics in float32 whatever the parameters are.
         self.norm.mean = nnx.BatchStat(jnp.zeros(a.outputs, param_dtype))
         self.norm.var = nnx.BatchStat(jnp.ones(a.outputs, param_dtype))
-        self.activation = _ACTIVATIONS[a.activation]
+        self.activation = ACTIVATIONS[a.activation]
         self.mechanism = depthwise if a.groups == a.inputs == a.outputs else None
 
     def __call__(self, x: Array) -> Array:
@@ -116,7 +116,7 @@ class Squeeze(nnx.Module):
         options = {"param_dtype": param_dtype, "rngs": nnx.Rngs(0)}
         self.reduce = nnx.Linear(layer.hidden, layer.squeeze, **options)
         self.restore = nnx.Linear(layer.squeeze, layer.hidden, **options)
-        self.activation = _ACTIVATIONS[layer.activation]
+        self.activation = ACTIVATIONS[layer.activation]
 
     def __call__(self, x: Array) -> Array:
         return x * jax.nn.sigmoid(self.restore(self.activation(self.reduce(x.mean((1, 2))))))[:, None, None, :]

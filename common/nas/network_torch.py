@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from common.models.weights import to_torch
 from common.nas.network import ConvNet, Convolution, InvertedResidual, Layer
 
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "relu6": F.relu6, "silu": F.silu, "none": lambda x: x}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "relu6": F.relu6, "silu": F.silu, "none": lambda x: x}
 
 Depthwise = Callable[[Tensor, Tensor, int], Tensor]
 
@@ -61,7 +61,7 @@ class ConvNorm(nn.Module):
             a.inputs, a.outputs, a.kernel, a.stride, a.kernel // 2, groups=a.groups, bias=False, **options
         )
         self.norm = nn.BatchNorm2d(a.outputs, eps=epsilon, **options)
-        self.activation = _ACTIVATIONS[a.activation]
+        self.activation = ACTIVATIONS[a.activation]
         self.mechanism = depthwise if a.groups == a.inputs == a.outputs else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -105,7 +105,7 @@ class Squeeze(nn.Module):
         super().__init__()
         self.reduce = nn.Linear(layer.hidden, layer.squeeze, **options)
         self.restore = nn.Linear(layer.squeeze, layer.hidden, **options)
-        self.activation = _ACTIVATIONS[layer.activation]
+        self.activation = ACTIVATIONS[layer.activation]
 
     def forward(self, x: Tensor) -> Tensor:
         return x * torch.sigmoid(self.restore(self.activation(self.reduce(x.mean((2, 3))))))[:, :, None, None]

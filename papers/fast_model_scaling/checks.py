@@ -97,7 +97,7 @@ def twin(config: Config) -> float:
     import torch.nn.functional as F
     from flax import nnx
 
-    from common.models.weights import _torch_layout, torch_name
+    from common.models.weights import torch_layout, torch_name
     from papers.fast_model_scaling import model_jax, model_torch
 
     net, wide = every_kind(), config.mechanism
@@ -119,7 +119,7 @@ def twin(config: Config) -> float:
         # It runs once, and an optimised program would not pay.
         compiled = jax.jit(jax.value_and_grad(loss_of, has_aux=True), compiler_options={"xla_backend_optimization_level": 0})
         (_, found), gradients = compiled(parameters, jnp.asarray(images))
-        got = {torch_name(path): _torch_layout(path, np.asarray(leaf[...])) for path, leaf in nnx.to_flat_state(gradients)}
+        got = {torch_name(path): torch_layout(path, np.asarray(leaf[...])) for path, leaf in nnx.to_flat_state(gradients)}
     if set(got) != set(want):
         raise AssertionError(f"parameters differ by name: {sorted(set(got) ^ set(want))[:3]}")
     return max(relative_error(found, logits.detach().numpy()), *(relative_error(got[name], want[name]) for name in want))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from common.nas.counting import _jaxprs, _of_jaxpr, count_torch
+from common.nas.counting import count_torch, inner_jaxprs, of_jaxpr
 from papers.fast_model_scaling.complexity import Complexity
 from papers.fast_model_scaling.specs import Spec
 
@@ -52,7 +52,7 @@ def built_jax(spec: Spec) -> Complexity:
         return nnx.merge(graph, state)(x)
 
     jaxpr = jax.make_jaxpr(forward)(state, image).jaxpr
-    flops, activations = _of_jaxpr(jaxpr)
+    flops, activations = of_jaxpr(jaxpr)
     sizes, biases = 0, 0
     for path, leaf in jax.tree.leaves_with_path(nnx.state(model, nnx.Param)):
         names, size = {str(getattr(key, "key", getattr(key, "name", ""))) for key in path}, math.prod(leaf.shape)
@@ -66,5 +66,5 @@ def _pooled(jaxpr: Any) -> int:
     for equation in jaxpr.eqns:
         if equation.primitive.name.startswith("reduce_window_max"):
             total += math.prod(equation.outvars[0].aval.shape)
-        total += sum(_pooled(getattr(each, "jaxpr", each)) for each in _jaxprs(equation.params))
+        total += sum(_pooled(getattr(each, "jaxpr", each)) for each in inner_jaxprs(equation.params))
     return total

@@ -72,7 +72,7 @@ class Block(nnx.Module):
         self.grouped = parts["grouped"]
         self.squeeze = network_jax.Squeeze(layer.gate(), param_dtype) if layer.squeeze else None
         self.restore = parts["restore"]
-        self.activation = network_jax._ACTIVATIONS[layer.activation]
+        self.activation = network_jax.ACTIVATIONS[layer.activation]
         self.mechanism = grouped
 
     def __call__(self, x: Array) -> Array:

@@ -62,7 +62,7 @@ class Block(nn.Module):
         self.grouped = parts["grouped"]
         self.squeeze = network_torch.Squeeze(layer.gate(), **options) if layer.squeeze else None
         self.restore = parts["restore"]
-        self.activation = network_torch._ACTIVATIONS[layer.activation]
+        self.activation = network_torch.ACTIVATIONS[layer.activation]
         self.mechanism = grouped
 
     def forward(self, x: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from jaxtyping import Float, Float32
 
 from common.data.digits import Images
 from common.data.photo_patches import photo_patches
+from common.processes import dealt
 from common.runner import Run
 from common.training import warmup_cosine
 from papers.fast_model_scaling.config import BASES, Config, Framework
@@ -51,7 +52,8 @@ def trainings(config: Config, run: Run) -> dict[Job, float]:
     left = [job for job in jobs if _key(job) not in done]
     # The dearest first, so that no process waits long for the other at the end.
     left.sort(key=lambda job: -job[2])
-    for job, accuracy in zip(left, _dealt(config, run, left), strict=True):
+    done_jobs = dealt(train, [(config, *job) for job in left], config.workers)
+    for job, accuracy in zip(run.track(left, "networks trained"), done_jobs, strict=True):
         done[_key(job)] = accuracy
         store.save({"done": np.array(len(done))}, {"accuracies": done})
     data = _images(config)
@@ -61,27 +63,6 @@ def trainings(config: Config, run: Run) -> dict[Job, float]:
 
 def _key(job: Job) -> str:
     return ", ".join(map(str, job))
-
-
-def _dealt(config: Config, run: Run, jobs: list[Job]) -> Iterator[float]:
-    """The accuracy of every job, dealt to processes of one thread each."""
-    if config.workers == 1 or len(jobs) < 2:
-        for job in run.track(jobs, "networks trained"):
-            yield train(config, *job)
-        return
-    import joblib
-
-    with joblib.parallel_config("loky", n_jobs=config.workers, inner_max_num_threads=1):
-        parallel = joblib.Parallel(return_as="generator")(joblib.delayed(_alone)(config, *job) for job in jobs)
-        for each, _ in zip(parallel, run.track(jobs, "networks trained"), strict=True):
-            yield each
-
-
-def _alone(config: Config, *job: Any) -> float:
-    import torch
-
-    torch.set_num_threads(1)
-    return train(config, *job)
 
 
 def train(config: Config, name: str, rule: str, s: float, number: int) -> float:

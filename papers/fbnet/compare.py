@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
+from common.processes import dealt
 from common.runner import Run
+from common.training import Store
 from papers.fbnet.config import Config
 from papers.fbnet.data import Parts
 from papers.fbnet.latency import Costs
@@ -33,10 +35,12 @@ class Found:
         return min(self.nets, key=lambda net: net.score)
 
 
-def search(space: Space, costs: Costs, parts: Parts, config: Config, seed: int, run: Run, trains: bool = True) -> Found:
+def search(space: Space, costs: Costs, parts: Parts, config: Config, seed: int, store: Store, trains: bool = True) -> Found:
     """One search, its samples drawn and, where it is asked for, trained."""
-    done = Search(space, costs, parts, config, seed)
-    done.run(run.checkpoint(f"search-{costs.name.replace(' ', '-')}-{seed}"))
+    # The control never moves the logits, so what the weights learn is of no use to it: one epoch, for the history.
+    short = config if config.searched else replace(config, epochs=1, warm_epochs=0)
+    done = Search(space, costs, parts, short, seed)
+    done.run(store)
     samples = sample(done.theta, config.sampled, np.random.default_rng([seed, 1]))
     return Found(done, samples, [train(space, each.codes, parts, costs, config, seed) for each in samples if trains])
 
@@ -73,22 +77,30 @@ def reported_score(net: Trained, config: Config) -> float:
 
 def claims(config: Config, run: Run, space: Space, parts: Parts, here: Costs, there: Costs) -> dict[str, Any]:
     """All that is claimed of searches; the details go to the run."""
-    against = run.wants("search", "random_search")
-    ours = {
-        seed: search(space, here, parts, config, seed, run, against) for seed in run.track(config.seeds, "searches for this CPU")
-    }
+    against, across_devices = run.wants("search", "random_search"), run.wants("device")
+    jobs = [(here, seed, against) for seed in config.seeds]
+    jobs += [(there, seed, False) for seed in config.seeds if across_devices]
+    store = {(costs.name, seed): run.checkpoint(f"search-{costs.name.replace(' ', '-')}-{seed}") for costs, seed, _ in jobs}
+    done = dealt(
+        search,
+        [(space, costs, parts, config, seed, store[costs.name, seed], trains) for costs, seed, trains in jobs],
+        config.workers,
+    )
+    found: dict[str, dict[int, Found]] = {here.name: {}, there.name: {}}
+    for (costs, seed, _), each in zip(run.track(jobs, "searches"), done, strict=True):
+        found[costs.name][seed] = each
+    ours, others = found[here.name], found[there.name]
     values: dict[str, Any] = {}
     if against:
-        theirs = {
-            seed: at_random(space, here, parts, config, seed, search_macs(space, config, ours[seed].nets))
-            for seed in run.track(config.seeds, "random nets at equal cost")
-        }
+        budgets = [search_macs(space, config, ours[seed].nets) for seed in config.seeds]
+        nets = dealt(
+            at_random,
+            [(space, here, parts, config, seed, budget) for seed, budget in zip(config.seeds, budgets, strict=True)],
+            config.workers,
+        )
+        theirs = dict(zip(run.track(config.seeds, "random nets at equal cost"), nets, strict=True))
         values |= beside_random(config, run, space, ours, theirs)
-    if run.wants("device"):
-        others = {
-            seed: search(space, there, parts, config, seed, run, False)
-            for seed in run.track(config.seeds, "searches for the other device")
-        }
+    if across_devices:
         values["device"] = across(run, here, there, ours, others)
         run.keep("there", [_told(each, space, there) for each in others.values()])
     run.keep("here", [_told(each, space, here) for each in ours.values()])

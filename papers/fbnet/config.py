@@ -59,6 +59,8 @@ class Config:
     sampled: int = option(6, "architectures drawn from what a search has learned")
     child_steps: int = option(150, "training steps of an architecture alone")
 
+    workers: int = option(2, "processes that searches are dealt to")
+
     lut_batch: int = option(256, "images whose latency the table of this CPU holds")
     device: str = option("orin_nano_8", "the other device, by its key in common.hardware")
     device_batch: int = option(32768, "images whose latency its table holds, so many that it is milliseconds")
@@ -94,7 +96,7 @@ PRESETS = {
     "smoke": Config(
         seeds=[0], data=Data.digits, size=16, channels=1, classes=10, stem=8, widths=[8, 12, 16], layers=[1, 2, 1], strides=[1, 2, 2], last=64,
         epochs=8, warm_epochs=2, weight_steps=6, theta_steps=3, tau_decay=published.TAU_DECAY * published.EPOCHS / 8, sampled=3,
-        child_steps=60, lut_batch=512, device_batch=65536, lut_nets=12, kernel_shapes=2,
+        child_steps=60, workers=1, lut_batch=512, device_batch=65536, lut_nets=12, kernel_shapes=2,
     ),
     "laptop": Config(),
     "paper": Config(

@@ -7,17 +7,17 @@ from typing import Any
 import numpy as np
 
 from common.ledger import Value
+from common.processes import dealt
 from common.runner import Run
-from papers.tensorized_emo import metrics, robots, search, workers
+from papers.tensorized_emo import metrics, robots, search
 from papers.tensorized_emo.config import Config
 from papers.tensorized_emo.operators import reference_points
 from papers.tensorized_emo.settings import Setting
 
 
 def measure(config: Config, run: Run) -> Value:
-    found = dict(
-        zip(config.robots, workers.dealt(config, run, searched, [(name,) for name in config.robots], "robots"), strict=True)
-    )
+    done = dealt(searched, [(config, name) for name in config.robots], config.workers)
+    found = dict(zip(run.track(config.robots, "robots"), done, strict=True))
     for name, runs in found.items():
         run.keep(name, {"runs": runs})
     return {

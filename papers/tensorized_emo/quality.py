@@ -9,8 +9,9 @@ from collections.abc import Callable
 import numpy as np
 
 from common.ledger import NotRun, Value
+from common.processes import dealt
 from common.runner import Run
-from papers.tensorized_emo import metrics, peers, search, workers
+from papers.tensorized_emo import metrics, peers, search
 from papers.tensorized_emo.checks import NAMES
 from papers.tensorized_emo.config import Config
 from papers.tensorized_emo.problems import dtlz, front
@@ -57,7 +58,8 @@ def searches(config: Config, run: Run, cells: dict[tuple[str, int], list[str]]) 
             jobs += [(*cell, method, lot.tolist()) for lot in lots]
     jobs.sort(key=lambda job: (METHODS.index(job[2]), job[0] == "moead"), reverse=True)
     results: dict[tuple[str, int, str], list[np.ndarray]] = {}
-    for job, fronts in zip(jobs, workers.dealt(config, run, final, jobs, "searches"), strict=True):
+    done = dealt(final, [(config, *job) for job in jobs], config.workers)
+    for job, fronts in zip(run.track(jobs, "searches"), done, strict=True):
         results.setdefault(job[:3], []).extend(fronts)
     return results
 
