@@ -100,10 +100,6 @@ def test_no_published_figure_stands_in_the_code(slug):
                 assert float(node.value) not in figures, f"{path.name}:{node.lineno} holds the published figure {node.value}"
 
 
-CONTROLS_TO_RECORD = {"megatron_lm", "moetuner", "sequence_parallelism", "tempi", "zero_infinity"}
-"""Papers whose timing claims have a record without their controls."""
-
-
 def test_record_is_what_the_ledger_says_of_it(slug):
     book, whole = ledger.load(slug), records.record(slug)
     assert {"smoke", "laptop"} <= set(whole), "record both: python -m papers.<slug>.reproduce preset=... --record"
@@ -114,8 +110,6 @@ def test_record_is_what_the_ledger_says_of_it(slug):
         for name, row in entry["controls"].items():
             assert row["verdict"] not in ("agrees", "agrees at reduced scale"), f"{name}: its recorded control agrees"
     timed = {claim.id for claim in book.claims if claim.timing and claim.control is not None}
-    if slug in CONTROLS_TO_RECORD and not timed <= set(whole["laptop"]["controls"]):
-        pytest.xfail("its controls of timing claims are still to be recorded: preset=laptop --record --controls")
     assert timed <= set(whole["laptop"]["controls"]), "record the laptop preset with --controls too"
 
 
