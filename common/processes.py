@@ -17,7 +17,8 @@ def dealt(function: Callable[..., Any], jobs: Sequence[Sequence[Any]], processes
         return
     import joblib
 
-    with joblib.parallel_config("loky", n_jobs=processes, inner_max_num_threads=1):
+    # Arrays travel as copies: memory-mapped ones would be read-only there.
+    with joblib.parallel_config("loky", n_jobs=processes, inner_max_num_threads=1, max_nbytes=None):
         yield from joblib.Parallel(return_as="generator")(joblib.delayed(_alone)(function, *job) for job in jobs)
 
 
