@@ -284,4 +284,7 @@ def _measure_closed(request: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    _serve()
+    try:
+        _serve()
+    except KeyboardInterrupt:  # how a notebook's kernel is stopped, and all that it has started
+        sys.exit(130)

@@ -128,17 +128,24 @@ class InvertedResidual:
         for _, part in self.parts():
             total = total.plus(part.count(height, width))
             height, width = math.ceil(height / part.stride), math.ceil(width / part.stride)
-        if self.squeeze:
-            weights = 2 * self.hidden * self.squeeze
-            total = total.plus(Count(weights, weights + self.hidden + self.squeeze, self.hidden + self.squeeze))
-        return total
+        return total.plus(gate_count(self.hidden, self.squeeze))
 
     def shapes(self) -> Shapes:
         found = {f"{name}.{rest}": shape for name, part in self.parts() for rest, shape in part.shapes().items()}
-        if self.squeeze:
-            found |= {"squeeze.reduce.weight": (self.squeeze, self.hidden), "squeeze.reduce.bias": (self.squeeze,)}
-            found |= {"squeeze.restore.weight": (self.hidden, self.squeeze), "squeeze.restore.bias": (self.hidden,)}
-        return found
+        return found | gate_shapes(self.hidden, self.squeeze)
+
+
+def gate_count(hidden: int, squeeze: int) -> Count:
+    """Of sigmoid(restore(activation(reduce(mean(x))))) with ``squeeze`` of ``hidden`` channels in between; nothing for 0."""
+    weights = 2 * hidden * squeeze
+    return Count(weights, weights + hidden + squeeze, hidden + squeeze) if squeeze else Count()
+
+
+def gate_shapes(hidden: int, squeeze: int) -> Shapes:
+    if not squeeze:
+        return {}
+    found: Shapes = {"squeeze.reduce.weight": (squeeze, hidden), "squeeze.reduce.bias": (squeeze,)}
+    return found | {"squeeze.restore.weight": (hidden, squeeze), "squeeze.restore.bias": (hidden,)}
 
 
 Layer = Convolution | InvertedResidual

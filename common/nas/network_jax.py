@@ -21,7 +21,14 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "none": lambda x: x,
 }
 
-Depthwise = Callable[[Array, Array, int], Array]
+Mechanism = Callable[[Array, Array, int], Array]
+
+
+def build(layer: Layer, epsilon: float = 1e-5, depthwise: Mechanism | None = None, param_dtype: Any = jnp.float32) -> nnx.Module:
+    """A module of one layer, on (batch, height, width, channel)."""
+    if isinstance(layer, Convolution):
+        return ConvNorm(layer, epsilon, depthwise, param_dtype)
+    return Inverted(layer, epsilon, depthwise, param_dtype)
 
 
 class Network(nnx.Module):
@@ -34,13 +41,17 @@ class Network(nnx.Module):
         depthwise: the mechanism of depthwise convolutions, ``depthwise(x, weight, stride)`` on x (batch, height, width,
             channel) and weight (kernel, kernel, channel); None is the library's.
         param_dtype: of weights and computation; float64 only inside ``jax.enable_x64(True)``.
+
+    A subclass whose layers are of other kinds too has a ``build`` of its own.
     """
 
+    build = staticmethod(build)
+
     def __init__(
-        self, net: ConvNet, seed: int | None = 0, depthwise: Depthwise | None = None, param_dtype: Any = jnp.float32
+        self, net: ConvNet, seed: int | None = 0, depthwise: Mechanism | None = None, param_dtype: Any = jnp.float32
     ) -> None:
         self.net = net
-        self.layers = nnx.List([build(layer, net.epsilon, depthwise, param_dtype) for layer in net.layers])
+        self.layers = nnx.List([self.build(layer, net.epsilon, depthwise, param_dtype) for layer in net.layers])
         self.head = nnx.Linear(net.layers[-1].outputs, net.classes, param_dtype=param_dtype, rngs=nnx.Rngs(0))
         if seed is not None:
             to_flax(self, net.initial_weights(seed))
@@ -52,17 +63,10 @@ class Network(nnx.Module):
         return self.head(x.mean((1, 2)))
 
 
-def build(layer: Layer, epsilon: float = 1e-5, depthwise: Depthwise | None = None, param_dtype: Any = jnp.float32) -> nnx.Module:
-    """A module of one layer, on (batch, height, width, channel)."""
-    if isinstance(layer, Convolution):
-        return ConvNorm(layer, epsilon, depthwise, param_dtype)
-    return Inverted(layer, epsilon, depthwise, param_dtype)
-
-
 class ConvNorm(nnx.Module):
     """activation(norm(convolution(x)))."""
 
-    def __init__(self, layer: Convolution, epsilon: float, depthwise: Depthwise | None, param_dtype: Any) -> None:
+    def __init__(self, layer: Convolution, epsilon: float, depthwise: Mechanism | None, param_dtype: Any) -> None:
         a = self.layer = layer
         options = {"param_dtype": param_dtype, "rngs": nnx.Rngs(0)}
         self.convolution = nnx.Conv(
@@ -88,12 +92,12 @@ class ConvNorm(nnx.Module):
 class Inverted(nnx.Module):
     """The :class:`common.nas.InvertedResidual`."""
 
-    def __init__(self, layer: InvertedResidual, epsilon: float, depthwise: Depthwise | None, param_dtype: Any) -> None:
+    def __init__(self, layer: InvertedResidual, epsilon: float, depthwise: Mechanism | None, param_dtype: Any) -> None:
         self.layer = layer
         parts = {name: ConvNorm(part, epsilon, depthwise, param_dtype) for name, part in layer.parts()}
         self.expand = parts.get("expand")
         self.depthwise = parts["depthwise"]
-        self.squeeze = Squeeze(layer, param_dtype) if layer.squeeze else None
+        self.squeeze = Squeeze(layer.hidden, layer.squeeze, layer.activation, param_dtype) if layer.squeeze else None
         self.project = parts["project"]
 
     def __call__(self, x: Array) -> Array:
@@ -112,11 +116,11 @@ class Inverted(nnx.Module):
 class Squeeze(nnx.Module):
     """x sigmoid(restore(activation(reduce(mean(x)))))."""
 
-    def __init__(self, layer: InvertedResidual, param_dtype: Any) -> None:
+    def __init__(self, hidden: int, squeeze: int, activation: str, param_dtype: Any) -> None:
         options = {"param_dtype": param_dtype, "rngs": nnx.Rngs(0)}
-        self.reduce = nnx.Linear(layer.hidden, layer.squeeze, **options)
-        self.restore = nnx.Linear(layer.squeeze, layer.hidden, **options)
-        self.activation = ACTIVATIONS[layer.activation]
+        self.reduce = nnx.Linear(hidden, squeeze, **options)
+        self.restore = nnx.Linear(squeeze, hidden, **options)
+        self.activation = ACTIVATIONS[activation]
 
     def __call__(self, x: Array) -> Array:
         return x * jax.nn.sigmoid(self.restore(self.activation(self.reduce(x.mean((1, 2))))))[:, None, None, :]

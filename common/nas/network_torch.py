@@ -16,7 +16,14 @@ from common.nas.network import ConvNet, Convolution, InvertedResidual, Layer
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "relu6": F.relu6, "silu": F.silu, "none": lambda x: x}
 
-Depthwise = Callable[[Tensor, Tensor, int], Tensor]
+Mechanism = Callable[[Tensor, Tensor, int], Tensor]
+
+
+def build(layer: Layer, epsilon: float = 1e-5, depthwise: Mechanism | None = None, **options: Any) -> nn.Module:
+    """A module of one layer, on (batch, channel, height, width)."""
+    if isinstance(layer, Convolution):
+        return ConvNorm(layer, epsilon, depthwise, **options)
+    return Inverted(layer, epsilon, depthwise, **options)
 
 
 class Network(nn.Module):
@@ -27,12 +34,16 @@ class Network(nn.Module):
         depthwise: the mechanism of depthwise convolutions, ``depthwise(x, weight, stride)`` on x (batch, height, width,
             channel) and weight (kernel, kernel, channel); None is the library's.
         options: dtype and device of weights and computation.
+
+    A subclass whose layers are of other kinds too has a ``build`` of its own.
     """
 
-    def __init__(self, net: ConvNet, seed: int | None = 0, depthwise: Depthwise | None = None, **options: Any) -> None:
+    build = staticmethod(build)
+
+    def __init__(self, net: ConvNet, seed: int | None = 0, depthwise: Mechanism | None = None, **options: Any) -> None:
         super().__init__()
         self.net = net
-        self.layers = nn.ModuleList(build(layer, net.epsilon, depthwise, **options) for layer in net.layers)
+        self.layers = nn.ModuleList(self.build(layer, net.epsilon, depthwise, **options) for layer in net.layers)
         self.head = nn.Linear(net.layers[-1].outputs, net.classes, **options)
         if seed is not None:
             to_torch(self, net.initial_weights(seed))
@@ -44,17 +55,10 @@ class Network(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
-def build(layer: Layer, epsilon: float = 1e-5, depthwise: Depthwise | None = None, **options: Any) -> nn.Module:
-    """A module of one layer, on (batch, channel, height, width)."""
-    if isinstance(layer, Convolution):
-        return ConvNorm(layer, epsilon, depthwise, **options)
-    return Inverted(layer, epsilon, depthwise, **options)
-
-
 class ConvNorm(nn.Module):
     """activation(norm(convolution(x)))."""
 
-    def __init__(self, layer: Convolution, epsilon: float, depthwise: Depthwise | None, **options: Any) -> None:
+    def __init__(self, layer: Convolution, epsilon: float, depthwise: Mechanism | None, **options: Any) -> None:
         super().__init__()
         a = self.layer = layer
         self.convolution = nn.Conv2d(
@@ -76,13 +80,13 @@ class ConvNorm(nn.Module):
 class Inverted(nn.Module):
     """The :class:`common.nas.InvertedResidual`."""
 
-    def __init__(self, layer: InvertedResidual, epsilon: float, depthwise: Depthwise | None, **options: Any) -> None:
+    def __init__(self, layer: InvertedResidual, epsilon: float, depthwise: Mechanism | None, **options: Any) -> None:
         super().__init__()
         self.layer = layer
         parts = {name: ConvNorm(part, epsilon, depthwise, **options) for name, part in layer.parts()}
         self.expand = parts.get("expand")
         self.depthwise = parts["depthwise"]
-        self.squeeze = Squeeze(layer, **options) if layer.squeeze else None
+        self.squeeze = Squeeze(layer.hidden, layer.squeeze, layer.activation, **options) if layer.squeeze else None
         self.project = parts["project"]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -101,11 +105,11 @@ class Inverted(nn.Module):
 class Squeeze(nn.Module):
     """x sigmoid(restore(activation(reduce(mean(x)))))."""
 
-    def __init__(self, layer: InvertedResidual, **options: Any) -> None:
+    def __init__(self, hidden: int, squeeze: int, activation: str, **options: Any) -> None:
         super().__init__()
-        self.reduce = nn.Linear(layer.hidden, layer.squeeze, **options)
-        self.restore = nn.Linear(layer.squeeze, layer.hidden, **options)
-        self.activation = ACTIVATIONS[layer.activation]
+        self.reduce = nn.Linear(hidden, squeeze, **options)
+        self.restore = nn.Linear(squeeze, hidden, **options)
+        self.activation = ACTIVATIONS[activation]
 
     def forward(self, x: Tensor) -> Tensor:
         return x * torch.sigmoid(self.restore(self.activation(self.reduce(x.mean((2, 3))))))[:, :, None, None]

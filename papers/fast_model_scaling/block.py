@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from common.nas import ConvNet, Convolution, Count, InvertedResidual
-from common.nas.network import Shapes
+from common.nas import ConvNet, Convolution, Count
+from common.nas.network import Shapes, gate_count, gate_shapes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,28 +52,16 @@ class Bottleneck:
         )
         yield "restore", Convolution(inputs=hidden, outputs=self.outputs, activation="none")
 
-    def gate(self) -> InvertedResidual:
-        """A block of :mod:`common.nas` with the same gate, to build it from."""
-        return InvertedResidual(
-            inputs=self.hidden, outputs=self.hidden, expand=1, squeeze=self.squeeze, activation=self.activation
-        )
-
     def count(self, height: int, width: int) -> Count:
         out = math.ceil(height / self.stride), math.ceil(width / self.stride)
         total = Count()
         for name, part in self.parts():
             total = total.plus(part.count(*(out if name == "restore" else (height, width))))
-        if self.squeeze:
-            weights = 2 * self.hidden * self.squeeze
-            total = total.plus(Count(weights, weights + self.hidden + self.squeeze, self.hidden + self.squeeze))
-        return total
+        return total.plus(gate_count(self.hidden, self.squeeze))
 
     def shapes(self) -> Shapes:
         found = {f"{name}.{rest}": shape for name, part in self.parts() for rest, shape in part.shapes().items()}
-        if self.squeeze:
-            found |= {"squeeze.reduce.weight": (self.squeeze, self.hidden), "squeeze.reduce.bias": (self.squeeze,)}
-            found |= {"squeeze.restore.weight": (self.hidden, self.squeeze), "squeeze.restore.bias": (self.hidden,)}
-        return found
+        return found | gate_shapes(self.hidden, self.squeeze)
 
 
 @dataclass(frozen=True, kw_only=True)

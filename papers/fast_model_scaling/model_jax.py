@@ -2,54 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
-from common.models.weights import to_flax
 from common.nas import ConvNet, network_jax
+from common.nas.network_jax import Mechanism
 from papers.fast_model_scaling.block import Bottleneck, MaxPool
 
-Grouped = Callable[[Array, Array, int], Array]
 
-
-class Network(nnx.Module):
-    """Images (batch, height, width, channel) to logits (batch, classes).
-
-    Args:
-        net: whose layers may be bottlenecks and max-pooling beside those of :mod:`common.nas`.
-        seed: of :meth:`common.nas.ConvNet.initial_weights`; None leaves zeros and ones, for ``nnx.eval_shape``.
-        grouped: the mechanism of the bottlenecks' grouped convolutions, ``grouped(x, weight, stride)`` on x (batch, height,
-            width, channel) and weight (3, 3, channels of a group, channel); None is the library's.
-        param_dtype: of weights and computation; float64 only inside ``jax.enable_x64(True)``.
-    """
-
-    def __init__(
-        self, net: ConvNet, seed: int | None = 0, grouped: Grouped | None = None, param_dtype: Any = jnp.float32
-    ) -> None:
-        self.net = net
-        self.layers = nnx.List([build(layer, net.epsilon, grouped, param_dtype) for layer in net.layers])
-        self.head = nnx.Linear(net.layers[-1].outputs, net.classes, param_dtype=param_dtype, rngs=nnx.Rngs(0))
-        if seed is not None:
-            to_flax(self, net.initial_weights(seed))
-
-    def __call__(self, images: Float[Array, "batch height width channel"]) -> Float[Array, "batch classes"]:
-        x = images
-        for layer in self.layers:
-            x = layer(x)
-        return self.head(x.mean((1, 2)))
-
-
-def build(layer: Any, epsilon: float = 1e-5, grouped: Grouped | None = None, param_dtype: Any = jnp.float32) -> nnx.Module:
+def build(layer: Any, epsilon: float = 1e-5, grouped: Mechanism | None = None, param_dtype: Any = jnp.float32) -> nnx.Module:
     """A module of one layer, on (batch, height, width, channel)."""
     if isinstance(layer, Bottleneck):
         return Block(layer, epsilon, grouped, param_dtype)
     if isinstance(layer, MaxPool):
         return Pool(layer.stride)
     return network_jax.build(layer, epsilon, param_dtype=param_dtype)
+
+
+class Network(network_jax.Network):
+    """:class:`common.nas.network_jax.Network` whose layers may be bottlenecks and max-pooling too.
+
+    Args:
+        grouped: the mechanism of the bottlenecks' grouped convolutions, ``grouped(x, weight, stride)`` on x (batch, height,
+            width, channel) and weight (3, 3, channels of a group, channel); None is the library's.
+    """
+
+    build = staticmethod(build)
+
+    def __init__(
+        self, net: ConvNet, seed: int | None = 0, grouped: Mechanism | None = None, param_dtype: Any = jnp.float32
+    ) -> None:
+        super().__init__(net, seed, grouped, param_dtype)
 
 
 class Pool(nnx.Module):
@@ -65,12 +51,13 @@ class Pool(nnx.Module):
 class Block(nnx.Module):
     """The :class:`papers.fast_model_scaling.block.Bottleneck`."""
 
-    def __init__(self, layer: Bottleneck, epsilon: float, grouped: Grouped | None, param_dtype: Any) -> None:
+    def __init__(self, layer: Bottleneck, epsilon: float, grouped: Mechanism | None, param_dtype: Any) -> None:
         parts = {name: network_jax.ConvNorm(part, epsilon, None, param_dtype) for name, part in layer.parts()}
         self.shortcut = parts.get("shortcut")
         self.reduce = parts["reduce"]
         self.grouped = parts["grouped"]
-        self.squeeze = network_jax.Squeeze(layer.gate(), param_dtype) if layer.squeeze else None
+        gate = (layer.hidden, layer.squeeze, layer.activation)
+        self.squeeze = network_jax.Squeeze(*gate, param_dtype) if layer.squeeze else None
         self.restore = parts["restore"]
         self.activation = network_jax.ACTIVATIONS[layer.activation]
         self.mechanism = grouped

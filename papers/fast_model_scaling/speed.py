@@ -77,7 +77,8 @@ def group_claims(config: Config, run: Run) -> dict[str, Value]:
     pairs |= {", channels last": ("conv2d, channels last", "torch")}
     pairs |= {", jax, with gradients": ("lax.conv, with gradients", "jax, with gradients")}
     values = {f"g = {g}{how}": seconds[one][g] / seconds[other][g] for how, (one, other) in pairs.items() for g in WIDTHS}
-    values["best"] = max(values[f"g = {g}"] for g in WIDTHS)
+    for how in ("", ", channels last"):
+        values[f"best{how}"] = max(values[f"g = {g}{how}"] for g in WIDTHS)
     # With as many channels, narrow groups have fewer multiply-adds.
     share = WIDTHS[-1] / WIDTHS[0]
     names = {"library": "conv2d", "library, channels last": "conv2d, channels last"}

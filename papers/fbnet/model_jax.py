@@ -67,7 +67,7 @@ class StochasticSuperNet(nnx.Module):
     """
 
     def __init__(
-        self, space: Space, seed: int | None = 0, param_dtype: Any = jnp.float32, mechanism: network_jax.Depthwise | None = None
+        self, space: Space, seed: int | None = 0, param_dtype: Any = jnp.float32, mechanism: network_jax.Mechanism | None = None
     ) -> None:
         self.space = space
         self.theta = nnx.Param(jnp.zeros((len(space.places), len(CODES)), param_dtype))
@@ -99,7 +99,7 @@ def mixed(blocks: Any, x: Array, mask: Float[Array, "*sample candidate"]) -> Arr
     return sum(share * block(x) for share, block in zip(shares, blocks, strict=True))
 
 
-def build(layer: Layer, param_dtype: Any = jnp.float32, mechanism: network_jax.Depthwise | None = None) -> nnx.Module:
+def build(layer: Layer, param_dtype: Any = jnp.float32, mechanism: network_jax.Mechanism | None = None) -> nnx.Module:
     """A module of one layer on (batch, height, width, channel), with this room's grouped convolution."""
     if isinstance(layer, InvertedResidual) and layer.groups > 1 and layer.expands:
         return Shuffled(layer, 1e-5, mechanism, param_dtype)

@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from common.models.weights import to_flax
-from common.nas.network_jax import Depthwise, build
+from common.nas.network_jax import Mechanism, build
 from papers.proxyless_nas.mixed_jax import mixed_op
 from papers.proxyless_nas.space import Space
 from papers.proxyless_nas.weights import initial
@@ -31,7 +31,7 @@ class SuperNet(nnx.Module):
     """
 
     def __init__(
-        self, space: Space, seed: int | None = 0, depthwise: Depthwise | None = None, param_dtype: Any = jnp.float32
+        self, space: Space, seed: int | None = 0, depthwise: Mechanism | None = None, param_dtype: Any = jnp.float32
     ) -> None:
         def module(layer: Any) -> nnx.Module:
             return Identity() if layer is None else build(layer, space.epsilon, depthwise, param_dtype)

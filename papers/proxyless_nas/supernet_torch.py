@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from common.models.weights import to_torch
-from common.nas.network_torch import Depthwise, build
+from common.nas.network_torch import Mechanism, build
 from papers.proxyless_nas.gates import Gates
 from papers.proxyless_nas.mixed_torch import mixed_op
 from papers.proxyless_nas.space import Space
@@ -29,7 +29,7 @@ class SuperNet(nn.Module):
         depthwise: the mechanism of depthwise convolutions, as in :class:`common.nas.network_torch.Network`.
     """
 
-    def __init__(self, space: Space, seed: int | None = 0, depthwise: Depthwise | None = None, **options: Any) -> None:
+    def __init__(self, space: Space, seed: int | None = 0, depthwise: Mechanism | None = None, **options: Any) -> None:
         super().__init__()
         self.space = space
 

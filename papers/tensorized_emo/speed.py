@@ -60,7 +60,7 @@ def tensors(config: Config, setting: Setting) -> dict[str, Callable[[], None]]:
     """A generation of the tensor form by framework; under the control it is the loop."""
     ways = {shown: how for how, shown in WAYS.items()}
     return {
-        shown: advancing(setting, ways[shown] if config.tensorised else "sequential", config.seed) for shown in frameworks(config)
+        shown: again(setting, ways[shown] if config.tensorised else "sequential", config.seed) for shown in frameworks(config)
     }
 
 
@@ -70,13 +70,13 @@ def warm(functions: Iterable[Callable[[], Any]]) -> None:
         list(pool.map(lambda function: function(), functions))
 
 
-def advancing(setting: Setting, how: str, seed: int) -> Callable[[], None]:
-    """Each call makes the next generation."""
+def again(setting: Setting, how: str, seed: int) -> Callable[[], None]:
+    """Each call makes the first generation anew, with other random numbers: what a generation takes depends on how far the
+    population has come, and faster forms would be timed further on."""
     state, advance = search.begin(setting, seed, how)
 
     def one() -> None:
-        nonlocal state
-        state = advance(state)
+        advance(state)
 
     return one
 
@@ -100,7 +100,7 @@ def cpu_moead(config: Config, run: Run) -> Value:
 def loops(config: Config, run: Run, algorithm: str, size: int) -> Seconds:
     """A generation of DTLZ1 by the tensor forms and by the loop over individuals."""
     setting = Setting(algorithm, dtlz(1, config.loop_dimension), size, samples=config.loop_samples)
-    quick, loop = tensors(config, setting), {"loop": advancing(setting, "sequential", config.seed)}
+    quick, loop = tensors(config, setting), {"loop": again(setting, "sequential", config.seed)}
     with run.timing():
         first = {shown: _once(function) for shown, function in quick.items()}
         found = median_seconds(quick, config.repeats, least=0.1) | median_seconds(loop, max(1, config.repeats // 2))
@@ -188,7 +188,7 @@ def by_library(
     for algorithm, setting in settings.items():
         slow = {}
         if has_loop(config, setting.size):
-            slow["loop"] = advancing(setting, "sequential", config.seed)
+            slow["loop"] = again(setting, "sequential", config.seed)
         for library in LIBRARIES[algorithm]:
             # The libraries' MOEA/D is a loop over individuals, and EvoX compares all pairs anew for each front.
             if has_loop(config, setting.size) or (library, algorithm) == ("pymoo", "nsga3"):
