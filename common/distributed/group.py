@@ -263,11 +263,18 @@ _handles: dict[tuple[int, ...], Any] = {}
 def _handle(members: tuple[int, ...], timeout: float | int) -> Any:
     """The process group of some ranks of the world; made once, by its members alone."""
     import torch.distributed as dist
+    from torch.distributed import distributed_c10d
 
     if len(members) > 1 and members not in _handles:
-        _handles[members] = dist.new_group(
-            list(members), timeout=datetime.timedelta(seconds=timeout), use_local_synchronization=True
-        )
+        # PyTorch names it by its members and by how many groups this process has made, which differs between members where some
+        # calls were of fewer ranks; they would wait for one another under different names. The members alone are name enough.
+        named = distributed_c10d._hash_ranks_to_str
+        distributed_c10d._hash_ranks_to_str = lambda ranks: f"ranks {'_'.join(map(str, ranks))}"
+        try:
+            wait = datetime.timedelta(seconds=timeout)
+            _handles[members] = dist.new_group(list(members), timeout=wait, use_local_synchronization=True)
+        finally:
+            distributed_c10d._hash_ranks_to_str = named
     return _handles.get(members)
 
 

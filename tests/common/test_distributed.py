@@ -343,11 +343,15 @@ from common.distributed import launch, started
 def work(group, base):
     return group.all_reduce(torch.tensor([base + group.rank])).item()
 
+def across(group):
+    return [each.all_reduce(torch.tensor([group.rank])).item() for each in group.grid(down=2, across=2).values()]
+
 if __name__ == "__main__":
     import joined
-    found = [launch(joined.work, 3, 10), launch(joined.work, 2, 20), launch(joined.work, 3, 30)]
+    # Ranks 2 and 3 have made fewer groups than the others when they meet them in the grid.
+    found = [launch(joined.work, 3, 10), launch(joined.work, 2, 20), launch(joined.work, 3, 30), launch(joined.across, 4)]
     try:
-        launch(joined.work, 4, 0)
+        launch(joined.work, 5, 0)
     except ValueError as error:
         found.append(str(error))
     from pathlib import Path
@@ -358,15 +362,16 @@ if __name__ == "__main__":
 def test_ranks_that_torchrun_has_started_are_joined(tmp_path: Path) -> None:
     (tmp_path / "joined.py").write_text(TORCHRUN)
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
-    words = ["--standalone", "--nproc-per-node", "3", str(tmp_path / "joined.py"), str(tmp_path)]
+    words = ["--standalone", "--nproc-per-node", "4", str(tmp_path / "joined.py"), str(tmp_path)]
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", *words], env=env, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
-    for rank in range(3):
+    for rank in range(4):
         found = json.loads((tmp_path / f"{rank}.json").read_text())
         assert found[:3] == [[33, 33, 33], [41, 41], [93, 93, 93]]
-        assert found[3] == "4 ranks are wanted and 3 were started; start 4, or ask for fewer"
+        assert found[3] == [[2, 1], [4, 1], [2, 5], [4, 5]]
+        assert found[4] == "5 ranks are wanted and 4 were started; start 5, or ask for fewer"
 
 
 def test_bad_input_is_refused() -> None:
