@@ -9,6 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from common import UserError
+
 from .group import Group, Traffic, _handle
 from .place import Started, started
 from .processes import Workers
@@ -28,7 +30,8 @@ class Ranks:
         timeout: seconds for every wait within a collective, and for a call that names no other.
 
     Raises:
-        ValueError: no ranks, or more than the launcher has started.
+        ValueError: no ranks.
+        UserError: more ranks than the launcher has started.
     """
 
     def __init__(self, size: int, timeout: float | int = 120.0) -> None:
@@ -36,7 +39,7 @@ class Ranks:
             raise ValueError(f"ranks is {size}; wanted at least one")
         self.size, self.timeout, self.place = size, timeout, started()
         if self.place and size > self.place.size:
-            raise ValueError(f"{size} ranks are wanted and {self.place.size} were started; start {size}, or ask for fewer")
+            raise UserError(f"{size} ranks are wanted and {self.place.size} were started; start {size}, or ask for fewer")
         self._workers: Workers | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 

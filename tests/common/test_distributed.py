@@ -338,6 +338,7 @@ def test_a_mesh_of_several_processes() -> None:
 TORCHRUN = """
 import json, sys
 import torch
+from common import UserError
 from common.distributed import launch, started
 
 def work(group, base):
@@ -352,7 +353,7 @@ if __name__ == "__main__":
     found = [launch(joined.work, 3, 10), launch(joined.work, 2, 20), launch(joined.work, 3, 30), launch(joined.across, 4)]
     try:
         launch(joined.work, 5, 0)
-    except ValueError as error:
+    except UserError as error:
         found.append(str(error))
     from pathlib import Path
     Path(sys.argv[1], f"{started().rank}.json").write_text(json.dumps(found))
