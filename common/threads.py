@@ -1,4 +1,4 @@
-"""Plain threads for compiled loops that release the interpreter lock.
+"""How many threads PyTorch uses, and plain ones for compiled loops that release the interpreter lock.
 
 An OpenMP runtime of numba's own, beside that of torch, would spin on cores that the other needs.
 """
@@ -8,8 +8,22 @@ from __future__ import annotations
 import functools
 import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Within it PyTorch computes with so many threads; afterwards with as many as before."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def in_parts(work: Callable[[int, int], object], count: int, parts: int, threads: int) -> None:

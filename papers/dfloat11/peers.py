@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Int16, UInt8
 
 from common import meter
+from common.threads import torch_threads
 from papers.dfloat11.codec import Unit, encode, split
 from papers.dfloat11.huffman import END, Code
 
@@ -71,11 +72,8 @@ def table(bits: Int16[np.ndarray, " count"], unit: Unit, threads: int, repeats: 
     def ours(count: int) -> tuple[Callable[[], Any], Callable[[], Any]]:
         def with_threads(work: Callable[[], Any]) -> Callable[[], Any]:
             def call() -> None:
-                torch.set_num_threads(count)
-                try:
+                with torch_threads(count):
                     work()
-                finally:
-                    torch.set_num_threads(used)
 
             return call
 

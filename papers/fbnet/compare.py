@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from common.processes import dealt
 from common.runner import Run
+from common.stats import mean_interval
 from common.training import Store
 from papers.fbnet.config import Config
 from papers.fbnet.data import Parts
@@ -127,7 +127,9 @@ def beside_random(
         )
     run.keep("beside_random", rows)
     run.keep("random_nets", [[[net.latency, net.accuracy] for net in nets] for nets in theirs.values()])
-    run.keep("intervals", {name: interval([row[name] for row in rows]) for name in ("latency", "expected", "accuracy", "score")})
+    run.keep(
+        "intervals", {name: mean_interval([row[name] for row in rows]) for name in ("latency", "expected", "accuracy", "score")}
+    )
 
     def mean(name: str) -> float:
         return float(np.mean([row[name] for row in rows]))
@@ -159,14 +161,6 @@ def across(run: Run, here: Costs, there: Costs, ours: dict[int, Found], others: 
         "there, of this CPU's nets": latency(there, ours) / latency(there, others),
         "here, of the other's nets": latency(here, others) / latency(here, ours),
     }
-
-
-def interval(values: list[float]) -> list[float] | None:
-    """95 % confidence interval of the mean, by Student's t; None for a single value."""
-    if len(values) < 2:
-        return None
-    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
-    return [float(np.mean(values) - half), float(np.mean(values) + half)]
 
 
 def _mean(nets: list[Trained], name: str) -> float:

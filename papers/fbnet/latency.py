@@ -6,9 +6,8 @@ beside the latency of what is not searched.
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from common import hardware
 from common.nas import Convolution, LatencyTable
 from common.nas.network import Layer
 from common.ops import readable
+from common.threads import torch_threads
 from papers.fbnet.space import CODES, Space
 
 
@@ -105,7 +105,7 @@ def measured(
     }
     last = _image(space)
     functions[_head_key(space)] = timed(_head(space), (batch, space.last, last, last))
-    with one_thread():
+    with torch_threads(1):
         return LatencyTable.measured(functions, f"torch, 1 thread, batch {batch}", file, repeats=repeats, track=track)
 
 
@@ -145,19 +145,6 @@ def permuted(table: LatencyTable, seed: int) -> LatencyTable:
     """The same latencies at the wrong keys: a control."""
     values = np.random.default_rng(seed).permutation(list(table.values()))
     return LatencyTable(dict(zip(table, map(float, values), strict=True)), f"permuted {table.source}")
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """PyTorch computes with one thread."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _layers(space: Space) -> dict[str, tuple[Layer, int]]:

@@ -12,10 +12,11 @@ import torch.nn.functional as F
 
 from common import meter
 from common.allocations import Saved
+from common.threads import torch_threads
 from papers.fbnet.config import Config
 from papers.fbnet.kernel import group_pointwise_shuffle
 from papers.fbnet.kernel.cases import CASES, shuffled
-from papers.fbnet.latency import Costs, one_thread
+from papers.fbnet.latency import Costs
 from papers.fbnet.model_torch import StochasticSuperNet, child, gumbel_softmax
 from papers.fbnet.sample import sample, uniform
 from papers.fbnet.space import CODES, Space
@@ -64,7 +65,7 @@ def step_seconds(space: Space, batch: int, repeats: int) -> dict[str, float]:
 
         return step
 
-    with one_thread():
+    with torch_threads(1):
         return meter.median_seconds({name: call(*each) for name, each in _steps(space, batch).items()}, repeats, least=0.05)
 
 
@@ -88,7 +89,7 @@ def forward_over_parts(space: Space, batch: int, repeats: int) -> float:
                 parts[f"{number} {code}"] = alone(block, place.inputs, place.size)
     end = math.ceil(last.size / last.stride)
     parts["final"] = alone(net.final, last.outputs, end)
-    with one_thread(), torch.no_grad():
+    with torch_threads(1), torch.no_grad():
         seconds = meter.median_seconds({"whole": lambda: net(images, masks), **parts}, repeats, warmup=2, least=0.01)
     return seconds.pop("whole") / sum(seconds.values())
 
@@ -125,7 +126,7 @@ def net_seconds(space: Space, costs: Costs, config: Config) -> tuple[np.ndarray,
 
         return forward
 
-    with one_thread():
+    with torch_threads(1):
         functions = {" ".join(each.codes): call(each.codes) for each in nets}
         seconds = meter.median_seconds(functions, config.repeats, warmup=2, least=5e-3)
     return np.array([costs.of(each.codes) for each in nets]), 1e3 * np.array(list(seconds.values()))

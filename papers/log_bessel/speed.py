@@ -12,6 +12,7 @@ import torch
 from common.ledger import NotRun, Value
 from common.meter import median_seconds
 from common.runner import Run
+from common.threads import torch_threads
 from papers.log_bessel import accuracy, baseline
 from papers.log_bessel.accuracy import LABEL, LOGS
 from papers.log_bessel.config import Config, Method
@@ -114,15 +115,11 @@ def _providers(config: Config, name: str, order: np.ndarray, x: np.ndarray) -> d
     import jax
     import jax.numpy as jnp
 
-    threads = torch.get_num_threads()
     ours = _torch_call(config, name, order, x)
 
     def one_thread() -> None:
-        torch.set_num_threads(1)
-        try:
+        with torch_threads(1):
             ours()
-        finally:
-            torch.set_num_threads(threads)
 
     with jax.enable_x64(True):
         v, z = jnp.asarray(order), jnp.asarray(x)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -17,19 +16,10 @@ from common.locks import outputs
 from common.nas import LatencyTable
 from common.nas.network import Layer
 from common.nas.network_torch import Network, build
+from common.threads import torch_threads
 from papers.proxyless_nas import cost, search
 from papers.proxyless_nas.config import Config
 from papers.proxyless_nas.space import ZERO, Space
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def cpu_table(
@@ -38,7 +28,7 @@ def cpu_table(
     """Milliseconds of a batch through each layer, one thread, running statistics, no gradients; a file keeps them."""
     what = f"PyTorch, 1 thread, batch {config.table_batch}"
     functions = dict(_functions(space, config.table_batch))
-    with one_thread(), torch.no_grad():
+    with torch_threads(1), torch.no_grad():
         return LatencyTable.measured(functions, what, file, repeats=config.repeats, track=track)
 
 
@@ -83,7 +73,7 @@ def predictions(space: Space, config: Config, table: LatencyTable) -> dict[str, 
     rng = np.random.default_rng((config.seed, 5))
     picks = [search.draw_uniformly(space, rng) for _ in range(config.networks)]
     images = torch.rand(config.table_batch, space.size, space.size, space.stem.inputs)
-    with one_thread(), torch.no_grad():
+    with torch_threads(1), torch.no_grad():
         models = {i: Network(space.network(search.chosen(space, own))).eval() for i, own in enumerate(picks)}
         functions = {str(i): lambda model=model: model(images) for i, model in models.items()}
         seconds = meter.median_seconds(functions, config.repeats, least=2e-3)

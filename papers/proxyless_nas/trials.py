@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -11,6 +10,7 @@ from common.checkpoint import Checkpoint
 from common.ledger import Value
 from common.nas import LatencyTable
 from common.runner import Run
+from common.stats import mean_interval
 from papers.proxyless_nas import cost, measured, retrain, search, small
 from papers.proxyless_nas.config import PRESETS, Config, Where
 from papers.proxyless_nas.cost import Cost
@@ -93,7 +93,7 @@ def no_latency_term(trials: Trials) -> Value:
         pair = [trials.found(seed, "pixel", with_cost).picks for with_cost in (True, False)]
         ratios.append(price.total(pair[0]) / price.total(pair[1]))
     trials.run.keep("no_latency_term", ratios)
-    return interval(ratios)
+    return mean_interval(ratios)
 
 
 def over_random(trials: Trials) -> Value:
@@ -114,7 +114,7 @@ def over_random(trials: Trials) -> Value:
             }
         )
     trials.run.keep("over_random", details)
-    return interval(differences)
+    return mean_interval(differences)
 
 
 def specialise(trials: Trials) -> Value:
@@ -179,17 +179,6 @@ def cpu_table(trials: Trials) -> LatencyTable:
     """This machine's, measured where it is not known yet."""
     space, config = trials.task.space, trials.config
     return measured.cpu_table(space, config, measured.file_of(config), lambda rows: trials.run.track(rows, "table of latencies"))
-
-
-def interval(values: list[float]) -> dict[str, float]:
-    """Mean and the ends of its 95 per cent interval by Student's t; a single value has no interval, so no bar on one is met."""
-    mean, count = float(np.mean(values)), len(values)
-    if count < 2:
-        return {"mean": mean}
-    from scipy.stats import t
-
-    half = float(t.ppf(0.975, count - 1)) * float(np.std(values, ddof=1)) / math.sqrt(count)
-    return {"mean": mean, "low": mean - half, "high": mean + half}
 
 
 def words(trials: Trials, picks: tuple[int, ...]) -> str:

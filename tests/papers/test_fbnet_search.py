@@ -273,9 +273,3 @@ def test_a_trained_net_beats_chance(parts):
     flat = Costs("made up", np.full((4, 9), 2.0), 2.0)
     found = train(space, codes, parts, flat, dataclasses.replace(PRESETS["smoke"], child_steps=60), 0)
     assert found.accuracy > 0.3 and found.latency == 10
-
-
-def test_an_interval_is_students():
-    low, high = compare.interval([1.0, 2.0, 3.0])
-    assert (low + high) / 2 == pytest.approx(2) and (high - low) / 2 == pytest.approx(4.302653 / 3**0.5, rel=1e-6)
-    assert compare.interval([1.0]) is None
