@@ -46,7 +46,9 @@ class Search:
         self.rng = np.random.default_rng(seed)
         self.table = torch.from_numpy(costs.blocks).float()
         a = config
-        self.weights_optimizer = torch.optim.SGD(self.net.weights(), a.search_rate, momentum=0.9, weight_decay=a.decay)
+        self.weights_optimizer = torch.optim.SGD(
+            self.net.weights(), a.search_rate, momentum=0.9, weight_decay=a.decay, fused=True
+        )
         self.theta_optimizer = torch.optim.Adam([self.net.theta], a.theta_rate, weight_decay=a.theta_decay)
         self.schedule = warmup_cosine(a.epochs * a.weight_steps, 0, 0.0)
         self.epoch = 0

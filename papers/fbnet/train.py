@@ -42,7 +42,7 @@ def train(space: Space, codes: Codes, parts: Parts, costs: Costs, config: Config
     net = space.net(codes)
     model = child(net, seed)
     rng = np.random.default_rng(seed)
-    optimizer = torch.optim.SGD(model.parameters(), config.rate, momentum=0.9, weight_decay=config.child_decay)
+    optimizer = torch.optim.SGD(model.parameters(), config.rate, momentum=0.9, weight_decay=config.child_decay, fused=True)
 
     def batch_at(step: int) -> tuple[np.ndarray, np.ndarray]:
         return parts.weights.batch(rng.integers(len(parts.weights), size=config.batch))

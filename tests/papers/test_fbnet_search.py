@@ -23,7 +23,7 @@ from papers.fbnet.model_torch import StochasticSuperNet, gumbel_softmax, latency
 from papers.fbnet.sample import entropy, log_probability, probabilities, sample, uniform
 from papers.fbnet.search import Search
 from papers.fbnet.space import CODES
-from papers.fbnet.train import Trained, train
+from papers.fbnet.train import train
 
 pytestmark = pytest.mark.xdist_group("fbnet")
 
@@ -256,14 +256,13 @@ def test_a_searchs_cost_is_what_the_super_net_computes():
         for name, part in block.parts()
         if name == "depthwise" or (name == "expand" and block.groups == 2)
     )
-    nets = [Trained(("s", "s"), 0.0, 0.0, 0.0, 2.0, macs) for macs in (1000, 3000)]
     steps = CONFIG.epochs * (CONFIG.weight_steps + CONFIG.theta_steps)
-    assert compare.search_macs(SPACE, CONFIG, nets) == CONFIG.batch * (steps * seen + CONFIG.child_steps * 4000)
+    assert compare.search_macs(SPACE, CONFIG, [1000, 3000]) == CONFIG.batch * (steps * seen + CONFIG.child_steps * 4000)
 
 
 def test_random_nets_spend_the_budget_and_no_more_than_one_net_above(parts):
     budget = 5 * 10**6
-    nets = compare.at_random(SPACE, table(), parts, CONFIG, 0, budget)
+    nets = [train(SPACE, codes, parts, table(), CONFIG, 0) for codes in compare.at_random(SPACE, CONFIG, 0, budget)]
     spent = [CONFIG.batch * CONFIG.child_steps * each.macs for each in nets]
     assert sum(spent) >= budget > sum(spent[:-1])
 
