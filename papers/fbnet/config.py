@@ -66,10 +66,23 @@ class Config:
     device_batch: int = option(32768, "images whose latency its table holds, so many that it is milliseconds")
     lut_nets: int = option(30, "random nets whose latency is predicted and measured")
     repeats: int = option(5, "timings of each, of which the median counts")
+    table_repeats: int = option(15, "timings of each block of the table: what is searched for depends on it")
     kernel_shapes: int = option(5, "layers of the paper's space on which the kernel is timed")
 
     def __post_init__(self) -> None:
-        if min(self.epochs, self.weight_steps, self.theta_steps, self.batch, self.sampled, self.child_steps, self.repeats) < 1:
+        if (
+            min(
+                self.epochs,
+                self.weight_steps,
+                self.theta_steps,
+                self.batch,
+                self.sampled,
+                self.child_steps,
+                self.repeats,
+                self.table_repeats,
+            )
+            < 1
+        ):
             raise ValueError("epochs, steps, batch, sampled and repeats count; wanted 1 or more of each")
         if not 0 <= self.warm_epochs < self.epochs:
             raise ValueError(f"warm_epochs is {self.warm_epochs}; wanted less than the {self.epochs} epochs")

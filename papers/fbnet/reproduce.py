@@ -121,7 +121,7 @@ def table(config: Config, run: Run, space: Space) -> latency.Costs:
     file = run.folder / f"latency-{'' if run.alone else 'busy-'}{run.key[:12]}.yaml"
     with run.timing():
         found = latency.measured(
-            space, config.lut_batch, file, lambda parts: run.track(parts, "table of this CPU"), config.repeats
+            space, config.lut_batch, file, lambda parts: run.track(parts, "table of this CPU"), config.table_repeats
         )
     if config.shuffled_table:
         found = latency.permuted(found, config.seed)
