@@ -7,12 +7,15 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any
+
+from common import UserError
 
 GRACE = 3.0
 """Seconds that the others have to end by themselves once one has failed; then they are killed."""
@@ -38,7 +41,7 @@ class Workers:
             for _ in range(count):
                 ours, theirs = context.Pipe()
                 process = context.Process(target=_serve, args=(theirs, list(sys.path)), daemon=True)
-                with _no_main():
+                with _no_main(), _short_names():
                     process.start()
                 theirs.close()
                 self._pipes.append(ours)
@@ -111,6 +114,20 @@ class Workers:
                 f"rank {late[0]} of {count} did not end within {timeout:g} s; it waits for another rank, or needs longer"
             )
         return [results[index] for index in range(count)]
+
+
+@contextlib.contextmanager
+def _short_names() -> Iterator[None]:
+    """The fork server is reached through a socket among the temporary files, and a socket's path has about a hundred characters."""
+    try:
+        yield
+    except OSError as error:
+        if "AF_UNIX" not in str(error):
+            raise
+        raise UserError(
+            f"the directory of temporary files, {tempfile.gettempdir()}, has too long a name for a socket in it; "
+            "set TMPDIR to one of at most 60 characters, say /tmp"
+        ) from error
 
 
 @contextlib.contextmanager

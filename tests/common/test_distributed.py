@@ -241,6 +241,8 @@ def stepping(group: Group, folder: str) -> None:
 def test_a_rank_killed_at_any_moment_ends_all_and_leaves_nothing(
     times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # The fork server's socket lies where it was first started, and that must be a short path.
+    launch(counted, 2, False)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
     draw = np.random.default_rng(times)
@@ -295,6 +297,16 @@ def test_ranks_do_not_outlive_a_killed_parent(tmp_path: Path) -> None:
     while any(running(pid) for pid in pids) and time.monotonic() < until:
         time.sleep(0.1)
     assert not any(running(pid) for pid in pids)
+
+
+def test_a_long_name_of_temporary_files_is_one_sentence(tmp_path: Path) -> None:
+    folder = tmp_path / ("long" * 25)
+    folder.mkdir()
+    code = "from common.distributed.processes import Workers; Workers(1, ())"
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(folder)}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 1 and str(folder) in last and "set TMPDIR" in last, done.stderr
 
 
 def running(pid: int) -> bool:
