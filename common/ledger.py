@@ -63,6 +63,11 @@ class NotRun:
     reason: str
     busy: bool = False
 
+    @classmethod
+    def without(cls, package: str) -> NotRun:
+        """For want of a package that is only compared with, which the reproductions' own environment leaves out."""
+        return cls(f"{package} is not installed; pip install -c constraints.txt -e '.[peers]' in .venv brings it", busy=True)
+
 
 Value = Figure | NotRun
 

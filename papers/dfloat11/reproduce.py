@@ -161,7 +161,7 @@ def compare(config: Config, run: Run, bits: np.ndarray, unit: Unit) -> Value:
     run.keep("peers", rows)
     other = next((row for row in rows if row["what"] == "zipnn"), None)
     if other is None:
-        return NotRun("the package zipnn is not installed", busy=True)
+        return NotRun.without("zipnn")
     run.figure("peers", lambda: pictures.peers(rows))
     return unit.nbytes / bits.nbytes - other["ratio"]
 

@@ -71,7 +71,7 @@ def published(seed: int, forget: bool = False) -> Value:
     from papers.galore.optimizer_torch import GaLoreAdamW
 
     if importlib.util.find_spec("galore_torch") is None:
-        return NotRun("galore-torch is not installed", busy=True)
+        return NotRun.without("galore-torch")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         from galore_torch import GaLoreAdamW as Published

@@ -24,7 +24,7 @@ def layer_steps(rows: int, columns: int, rank: int, repeats: int, run: Run) -> V
     if not run.alone:
         return run.busy  # type: ignore[return-value]
     if importlib.util.find_spec("galore_torch") is None:
-        return NotRun("galore-torch is not installed", busy=True)
+        return NotRun.without("galore-torch")
     steps = {name: optimizer.step for name, optimizer in _optimizers(rows, columns, rank).items()}
     with run.timing():
         seconds = median_seconds(steps, repeats=repeats, warmup=2, least=0.02)

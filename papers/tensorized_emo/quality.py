@@ -41,7 +41,7 @@ def measure(config: Config, run: Run) -> dict[str, Value]:
     if with_loops:
         values |= against_loops(config, run, found)
     if run.wants("quality_peers"):
-        why = NotRun(f"the package {missing[0]} is not installed", busy=True) if missing else None
+        why = NotRun.without(missing[0]) if missing else None
         values["quality_peers"] = why or against_peers(config, run, found)
     return values
 

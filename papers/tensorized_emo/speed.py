@@ -119,7 +119,7 @@ def libraries(config: Config, run: Run) -> dict[str, Value]:
     names = ("vs_pymoo", "vs_evox", "growth", "fair_baseline")
     for package in ("pymoo", "evox"):
         if importlib.util.find_spec(package) is None:
-            return dict.fromkeys(names, NotRun(f"the package {package} is not installed", busy=True))
+            return dict.fromkeys(names, NotRun.without(package))
     sizes = [size for size in config.peer_sizes if config.tensorised or has_loop(config, size)]
     settings = {
         size: {each: Setting(each, dtlz(2, 12), size, samples=config.quality_samples) for each in LIBRARIES} for size in sizes

@@ -157,7 +157,7 @@ def _against_accelerate(config: Config, architecture: Transformer, trips: float)
     try:
         from accelerate import cpu_offload
     except ImportError:
-        return NotRun("accelerate is not installed", busy=True)
+        return NotRun.without("accelerate")
     model, read = TransformerLM(architecture, seed=config.seed), [0]
 
     class Counting(dict):  # type: ignore[type-arg]
