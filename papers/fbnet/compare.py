@@ -102,7 +102,8 @@ def trained(
         lots[seed, False] = at_random(space, config, seed, budget)
     jobs = [(space, codes, parts, costs, config, seed) for (seed, _), lot in lots.items() for codes in lot]
     # One by one: whole lots would leave a process waiting.
-    nets = (net for _, net in zip(run.track(jobs, "samples and random nets"), dealt(train, jobs, config.workers), strict=True))
+    every = zip(run.track(jobs, "samples and random nets"), dealt(train, jobs, config.workers), strict=True)
+    nets = iter([net for _, net in every])
     done = {key: list(itertools.islice(nets, len(lot))) for key, lot in lots.items()}
     ours, random = ({seed: done[seed, mine] for seed in found} for mine in (True, False))
     return ours, random

@@ -59,7 +59,7 @@ class Config:
     sampled: int = option(6, "architectures drawn from what a search has learned")
     child_steps: int = option(150, "training steps of an architecture alone")
 
-    workers: int = option(2, "processes that searches are dealt to")
+    workers: int = option(2, "processes that searches and trainings are dealt to")
 
     lut_batch: int = option(256, "images whose latency the table of this CPU holds")
     device: str = option("orin_nano_8", "the other device, by its key in common.hardware")
@@ -70,20 +70,12 @@ class Config:
     kernel_shapes: int = option(5, "layers of the paper's space on which the kernel is timed")
 
     def __post_init__(self) -> None:
-        if (
-            min(
-                self.epochs,
-                self.weight_steps,
-                self.theta_steps,
-                self.batch,
-                self.sampled,
-                self.child_steps,
-                self.repeats,
-                self.table_repeats,
-            )
-            < 1
-        ):
-            raise ValueError("epochs, steps, batch, sampled and repeats count; wanted 1 or more of each")
+        counts = (
+            self.epochs, self.weight_steps, self.theta_steps, self.batch, self.sampled, self.child_steps, self.repeats,
+            self.table_repeats, self.workers,
+        )  # fmt: skip
+        if min(counts) < 1:
+            raise ValueError("epochs, steps, batch, sampled, repeats and workers count; wanted 1 or more of each")
         if not 0 <= self.warm_epochs < self.epochs:
             raise ValueError(f"warm_epochs is {self.warm_epochs}; wanted less than the {self.epochs} epochs")
         if not 0 < self.architecture_share < 1:

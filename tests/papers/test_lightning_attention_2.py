@@ -112,8 +112,8 @@ def test_paper_preset_is_the_papers_size():
     assert 0.35e9 < shape.parameters() < 0.5e9
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_paper_preset_is_refused_without_a_gpu(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("common.runner.gpu", lambda: None)
     monkeypatch.setenv("REPRODUCTION_OUTPUTS", str(tmp_path))
     assert main("lightning_attention_2", ["preset=paper"]) == 2
     assert "training on 52,428,800,000 tokens needs a GPU" in capsys.readouterr().err

@@ -320,8 +320,9 @@ def test_bad_options_are_one_sentence(option: str, message: str, capsys: pytest.
     assert message in capsys.readouterr().err
 
 
-def test_the_papers_scale_is_refused_where_it_cannot_run(capsys: pytest.CaptureFixture[str]) -> None:
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU")
+def test_the_papers_scale_is_refused_where_it_cannot_run(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("common.runner.gpu", lambda: None)
     assert main("proxyless_nas", ["preset=paper"]) == 2
     assert "searching on ImageNet needs a GPU" in capsys.readouterr().err

@@ -307,7 +307,7 @@ def test_configurations_refuse():
             dataclasses.replace(PRESETS["smoke"], **change)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_the_paper_preset_is_refused_without_a_gpu(capsys):
+def test_the_paper_preset_is_refused_without_a_gpu(capsys, monkeypatch):
+    monkeypatch.setattr("common.runner.gpu", lambda: None)
     assert main("zero_infinity", ["preset=paper"]) == 2
     assert "needs a GPU" in capsys.readouterr().err
